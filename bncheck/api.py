@@ -1,0 +1,42 @@
+"""The public function behind ``bncheck.audit``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from bncheck.auditing import Settings, audit_paths, select_rules
+from bncheck.core.checkpoint import Stage
+from bncheck.core.finding import Report, Severity
+from bncheck.core.limits import DEFAULT_LIMITS, Limits
+
+
+def audit(
+    *paths: str | os.PathLike[str],
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    stage: Stage | None = None,
+    fail_on: Severity | None = Severity.ERROR,
+    limits: Limits = DEFAULT_LIMITS,
+    allow_calls: Sequence[str] = (),
+) -> Report:
+    """Audit model files without running anything in them.
+
+    Args:
+        paths: files, folders and globs.
+        select: code prefixes of the rules to apply; none applies all.
+        ignore: code prefixes of rules to leave out.
+        stage: what the files are for; None infers it from each file.
+        fail_on: least severity that makes the report's exit code 1.
+        limits: every threshold.
+        allow_calls: ``module.name`` of callables that whole-module pickles may name beyond the known ones; they are
+            not called here either.
+
+    Returns:
+        The report; files that could not be read are in its ``failures``.
+
+    Raises:
+        BadUsage: a code prefix matches no rule.
+    """
+    settings = Settings(select_rules(select, ignore), stage, fail_on, limits, frozenset(allow_calls))
+    return audit_paths((os.fspath(path) for path in paths), settings)

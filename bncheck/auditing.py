@@ -1,0 +1,132 @@
+"""Paths → Report: finds the model files, reads each, applies the rules."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from bncheck.catalogue import RULES
+from bncheck.core.checkpoint import Stage
+from bncheck.core.errors import BadUsage, BncheckError
+from bncheck.core.finding import Failure, Report, Severity, Subject
+from bncheck.core.limits import DEFAULT_LIMITS, Limits
+from bncheck.core.rule import Rule
+from bncheck.engine import examine
+from bncheck.readers import read
+from bncheck.readers.candidates import is_candidate
+
+Progress = Callable[[int, int, str], None]
+"""(files done, files in all, the next path)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to audit.
+
+    Attributes:
+        rules: which to apply.
+        stage: what the files are for; None infers it from each file.
+        fail_on: least severity that fails the run; None when none does.
+        limits: every threshold.
+        vouched: callables that whole-module pickles may name beyond the known ones.
+    """
+
+    rules: tuple[Rule, ...] = RULES
+    stage: Stage | None = None
+    fail_on: Severity | None = Severity.ERROR
+    limits: Limits = DEFAULT_LIMITS
+    vouched: frozenset[str] = frozenset()
+
+
+def audit_paths(paths: Iterable[str], settings: Settings, progress: Progress | None = None) -> Report:
+    """Audit files, folders and globs; a file that cannot be read never stops the others.
+
+    Args:
+        paths: what the user named.
+        settings: how to audit.
+        progress: told before each file.
+    """
+    found = find_files(paths)
+    subjects: list[Subject] = []
+    failures = list(found.failures)
+    for index, path in enumerate(found.files):
+        if progress is not None:
+            progress(index, len(found.files), path)
+        try:
+            subjects.append(_audit_file(path, settings))
+        except BncheckError as error:
+            failures.append(Failure(path, error.kind, str(error)))
+        except (MemoryError, RecursionError) as error:
+            failures.append(Failure(path, "unsafe-file", f"reading it needs too much memory ({type(error).__name__})"))
+    return Report(tuple(subjects), tuple(failures), found.skipped, settings.fail_on)
+
+
+def _audit_file(path: str, settings: Settings) -> Subject:
+    checkpoint = read(path, settings.limits, settings.vouched)
+    if settings.stage is not None:
+        checkpoint = replace(checkpoint, stage=settings.stage)
+    return examine(checkpoint, settings.rules, settings.limits)
+
+
+def select_rules(select: Sequence[str], ignore: Sequence[str]) -> tuple[Rule, ...]:
+    """The rules whose codes start with a selected prefix and with no ignored one.
+
+    Args:
+        select: code prefixes such as ``BN2`` or ``BN201``, or ``ALL``; none selects all.
+        ignore: likewise.
+
+    Raises:
+        BadUsage: a prefix matches no rule.
+    """
+    for prefix in (*select, *ignore):
+        if prefix != "ALL" and not any(rule.id.startswith(prefix) for rule in RULES):
+            raise BadUsage(f"no rule starts with {prefix!r}; `bncheck rules` lists them")
+    return tuple(rule for rule in RULES if (not select or _matches(rule, select)) and not _matches(rule, ignore))
+
+
+def _matches(rule: Rule, prefixes: Sequence[str]) -> bool:
+    return any(prefix == "ALL" or rule.id.startswith(prefix) for prefix in prefixes)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFiles:
+    """What paths came to: files to audit, paths that came to nothing, and how many other files lay in folders."""
+
+    files: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    skipped: int
+
+
+def find_files(paths: Iterable[str]) -> FoundFiles:
+    """Expand folders (recursively; hidden ones are left out) and globs; each file once, in order."""
+    files: dict[str, None] = {}
+    failures: list[Failure] = []
+    skipped = 0
+    for path in paths:
+        if os.path.isdir(path):
+            models = 0
+            for name in _walk(path):
+                if is_candidate(name):
+                    models += 1
+                    files.setdefault(name)
+                else:
+                    skipped += 1
+            if not models:
+                failures.append(Failure(path, "nothing-found", "the folder holds no model file; check the path"))
+        elif os.path.lexists(path) or not glob.has_magic(path):
+            files.setdefault(path)
+        else:
+            matches = sorted(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))
+            if not matches:
+                failures.append(Failure(path, "nothing-found", "the pattern matches no file; check the path"))
+            files.update(dict.fromkeys(matches))
+    return FoundFiles(tuple(files), tuple(failures), skipped)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            yield os.path.join(root, name)

@@ -1,0 +1,40 @@
+"""The command line: one small file per command, each mapping options to one call and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from bncheck.cli.app import app
+from bncheck.cli.audit import audit as _audit  # noqa: F401 - registers the command
+from bncheck.cli.explain import explain as _explain  # noqa: F401
+from bncheck.cli.inspect import inspect as _inspect  # noqa: F401
+from bncheck.cli.rules import rules as _rules  # noqa: F401
+from bncheck.core.errors import BncheckError
+from bncheck.core.finding import ExitCode
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def main() -> NoReturn:
+    """Run the command line; an error is one line on stderr, a traceback only with ``--debug``."""
+    # A layer's name may hold what the terminal's encoding lacks; no report may fail for that.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=True)
+    except BncheckError as error:
+        if debug:
+            raise
+        print(f"bncheck: {error}", file=sys.stderr)
+        sys.exit(ExitCode.NOT_AUDITED)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: what was printed is incomplete, and no verdict may look like success.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.NOT_AUDITED)
+    sys.exit(ExitCode.CLEAN)

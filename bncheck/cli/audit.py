@@ -1,0 +1,82 @@
+"""``bncheck audit``."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+
+from bncheck.auditing import Settings, audit_paths, select_rules
+from bncheck.cli.app import app
+from bncheck.cli.output import OutputFormat, show, text_width
+from bncheck.cli.progress import progress_bar
+from bncheck.core.checkpoint import Stage
+from bncheck.core.finding import Severity
+from bncheck.report.document import report_document
+from bncheck.report.json import to_json
+from bncheck.report.text import report_lines
+
+
+class StageChoice(enum.StrEnum):
+    """What the files are for."""
+
+    AUTO = "auto"
+    TRAINING = "training"
+    RELEASE = "release"
+
+
+class FailOn(enum.StrEnum):
+    """Least severity that fails the run."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTICE = "notice"
+    NEVER = "never"
+
+
+@app.command()
+def audit(
+    paths: Annotated[list[str], typer.Argument(metavar="PATHS...", help="Model files, folders and globs.")],
+    stage: Annotated[
+        StageChoice, typer.Option(help="What the files are for; auto: training where optimizer state is found.")
+    ] = StageChoice.AUTO,
+    select: Annotated[
+        list[str] | None, typer.Option(help="Rules to apply, by code prefix (BN2, BN201) or ALL; repeat or use commas.")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Rules to leave out, likewise.")] = None,
+    fail_on: Annotated[FailOn, typer.Option(help="Least severity that makes the exit code 1.")] = FailOn.ERROR,
+    output_format: Annotated[OutputFormat, typer.Option("--format", help="Report on stdout.")] = OutputFormat.TEXT,
+    show_passed: Annotated[
+        bool, typer.Option("--show-passed", help="Also tell what passed and was not checked.")
+    ] = False,
+    allow_call: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE.NAME", help="A callable that whole-module pickles may name; it is not called here."
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Say what is wrong with the batch-norm layers of saved models, reading the files alone.
+
+    Exit codes: 0 clean, 1 findings, 2 something could not be audited, 3 nothing to audit.
+    """
+    settings = Settings(
+        rules=select_rules(_codes(select), _codes(ignore)),
+        stage=None if stage is StageChoice.AUTO else Stage(stage.value),
+        fail_on=None if fail_on is FailOn.NEVER else Severity[fail_on.name],
+        vouched=frozenset(allow_call or ()),
+    )
+    with progress_bar() as progress:
+        report = audit_paths(paths, settings, progress)
+    match output_format:
+        case OutputFormat.JSON:
+            print(to_json(report_document(report)))
+        case OutputFormat.TEXT:
+            show(report_lines(report, text_width(), show_passed=show_passed))
+    raise typer.Exit(report.exit_code)
+
+
+def _codes(values: list[str] | None) -> tuple[str, ...]:
+    return tuple(code.strip() for value in values or () for code in value.split(",") if code.strip())

@@ -1,0 +1,53 @@
+"""``bncheck inspect``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from bncheck.cli.app import app
+from bncheck.cli.output import OutputFormat, text_width
+from bncheck.core.errors import BncheckError
+from bncheck.core.finding import ExitCode
+from bncheck.readers import read
+from bncheck.report.document import layer_document
+from bncheck.report.json import to_json
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="FILE", help="A model file.")],
+    output_format: Annotated[OutputFormat, typer.Option("--format", help="Table or JSON.")] = OutputFormat.TEXT,
+    allow_call: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE.NAME", help="A callable that whole-module pickles may name; it is not called here."
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Show every normalisation layer of a file with what the file says of it; ? where it does not say."""
+    try:
+        checkpoint = read(path, vouched=frozenset(allow_call or ()))
+    except BncheckError as error:
+        raise type(error)(f"{path}: {error}") from None
+    match output_format:
+        case OutputFormat.JSON:
+            print(
+                to_json(
+                    {
+                        "path": checkpoint.path,
+                        "format": checkpoint.format.value,
+                        "packaging": checkpoint.packaging.value,
+                        "stage": checkpoint.stage.value,
+                        "layers": [layer_document(layer) for layer in checkpoint.layers],
+                    }
+                )
+            )
+        case OutputFormat.TEXT:
+            from bncheck.report.terminal import show_layers  # noqa: PLC0415 - rich is wanted only for tables
+
+            show_layers(checkpoint, sys.stdout, text_width())
+    raise typer.Exit(ExitCode.CLEAN if checkpoint.layers else ExitCode.NOTHING_TO_AUDIT)

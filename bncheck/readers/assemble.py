@@ -1,0 +1,237 @@
+"""Tensor names → normalisation layers, by the conventions files are written in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bncheck.core.checkpoint import TensorRef, Unread
+from bncheck.core.errors import UnreadableFile
+from bncheck.core.layers import Averaging, Float64Array, Momentum, NormKind, NormLayer, family_of
+from bncheck.readers.networks import ModuleFacts
+from bncheck.readers.norm_classes import kind_of
+
+# Checkpoint keys that lead to the network being trained.
+_MODEL_KEYS = frozenset(
+    {"model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights"}
+)
+# Words in a checkpoint key → the copy of the network it leads to.
+_COPY_WORDS: tuple[tuple[str, str], ...] = (
+    ("ema", "ema"),
+    ("swa", "swa"),
+    ("teacher", "teacher"),
+    ("averaged", "averaged"),
+)
+
+# torch.nn.modules.batchnorm._NormBase._version: since 2 its state dict holds num_batches_tracked. Other modules whose
+# state is one weight and one bias (LayerNorm, GroupNorm) are at 1.
+_NORM_BASE_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One network's tensors and whatever else its file says, ready to be read as layers."""
+
+    group: str
+    tensors: Mapping[str, TensorRef]
+    """By dotted name inside the network."""
+    modules: Mapping[str, ModuleFacts] | None = None
+    versions: Mapping[str, int] | None = None
+    in_order: bool = True
+    """Whether the tensors come in the order of the network's layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The layers of one network, and what of them could not be read."""
+
+    layers: tuple[NormLayer, ...]
+    unread: tuple[Unread, ...]
+
+
+Load = Callable[[TensorRef], Float64Array]
+
+
+def group_of(path: tuple[str, ...]) -> str:
+    """The copy of the network that checkpoint keys lead to: ``model``, ``ema`` … or the keys themselves."""
+    rest = [key for key in path if key not in _MODEL_KEYS]
+    for key in rest:
+        words = re.split(r"[^a-z]+", key.lower())
+        for word, group in _COPY_WORDS:
+            if word in words:
+                return group
+    return ".".join(rest) or "model"
+
+
+def strip_wrapper(names: Mapping[str, TensorRef]) -> str:
+    """The prefix a wrapper put before every name: ``module.`` of DataParallel and DistributedDataParallel, or none."""
+    return "module." if names and all(name.startswith("module.") for name in names) else ""
+
+
+def assemble(statement: Statement, load: Load) -> Assembled:
+    """Read a network's normalisation layers.
+
+    Args:
+        statement: the network.
+        load: reads one tensor's values.
+    """
+    by_layer: dict[str, dict[str, TensorRef]] = {}
+    for name, tensor in statement.tensors.items():
+        prefix, _, leaf = name.rpartition(".")
+        by_layer.setdefault(prefix, {})[leaf] = tensor
+    if statement.modules is not None:
+        names = [(name, _module_kind(facts)) for name, facts in statement.modules.items()]
+    else:
+        families = {family_of(name) for name, leaves in by_layer.items() if "running_mean" in leaves}
+        names = [
+            (name, _state_dict_kind(name, leaves, families, statement.versions)) for name, leaves in by_layer.items()
+        ]
+    followed = _after_bias(by_layer, statement.modules) if statement.in_order else {}
+    layers: list[NormLayer] = []
+    unread: list[Unread] = []
+    for name, kind in names:
+        if kind is not None:
+            facts = None if statement.modules is None else statement.modules[name]
+            leaves = by_layer.get(name, {})
+            values, failed = _load_all(name, leaves, facts, load)
+            unread.extend(failed)
+            layers.append(_layer(name, kind, statement.group, leaves, values, facts, followed.get(name)))
+    return Assembled(tuple(layers), tuple(unread))
+
+
+def _module_kind(facts: ModuleFacts) -> NormKind | None:
+    if not {"running_mean", "running_var"} <= facts.buffers.keys():
+        return None
+    return kind_of(facts.class_path, holds_statistics=facts.buffers["running_mean"] is not None)
+
+
+def _state_dict_kind(
+    name: str, leaves: Mapping[str, TensorRef], families: set[str], versions: Mapping[str, int] | None
+) -> NormKind | None:
+    if "running_mean" in leaves or "running_var" in leaves:
+        return NormKind.BATCH
+    if leaves.keys() != {"weight", "bias"} or any(len(tensor.shape) != 1 for tensor in leaves.values()):
+        return None
+    if leaves["weight"].shape != leaves["bias"].shape:
+        return None
+    if versions is not None and versions.get(name, 0) < _NORM_BASE_VERSION:
+        return None
+    return NormKind.BATCH_OR_INSTANCE if versions is not None or family_of(name) in families else None
+
+
+def _after_bias(
+    by_layer: Mapping[str, Mapping[str, TensorRef]], modules: Mapping[str, ModuleFacts] | None
+) -> dict[str, int]:
+    """For each layer, the length of the bias of the layer with tensors before it, where that is no norm."""
+    followed: dict[str, int] = {}
+    previous = -1
+    for name in by_layer if modules is None else (name for name in modules if name in by_layer):
+        followed[name] = previous
+        leaves = by_layer[name]
+        weight, bias = leaves.get("weight"), leaves.get("bias")
+        previous = bias.shape[0] if weight and bias and len(weight.shape) > 1 and len(bias.shape) == 1 else -1
+    return followed
+
+
+def _load_all(
+    name: str, leaves: Mapping[str, TensorRef], facts: ModuleFacts | None, load: Load
+) -> tuple[dict[str, Float64Array], list[Unread]]:
+    values: dict[str, Float64Array] = {}
+    failed: list[Unread] = []
+    for leaf in ("running_mean", "running_var", "num_batches_tracked", "weight", "bias"):
+        full = f"{name}.{leaf}" if name else leaf
+        if leaf in leaves:
+            try:
+                values[leaf] = load(leaves[leaf])
+            except UnreadableFile as error:
+                failed.append(Unread(full, str(error)))
+        elif facts is not None and leaf in _STATISTICS and _is_given(facts, leaf):
+            failed.append(Unread(full, "it is no plain tensor (sparse, quantised, on the meta device or a subclass)"))
+    return values, failed
+
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+def _is_given(facts: ModuleFacts, leaf: str) -> bool:
+    """Whether a buffer is there at all; a lazy layer's are placeholders until its first batch."""
+    return facts.buffers.get(leaf) is not None and "Lazy" not in facts.class_path
+
+
+def _layer(
+    name: str,
+    kind: NormKind,
+    group: str,
+    leaves: Mapping[str, TensorRef],
+    values: Mapping[str, Float64Array],
+    facts: ModuleFacts | None,
+    bias_before: int | None,
+) -> NormLayer:
+    mean, variance = (_flat(values.get(leaf)) for leaf in _STATISTICS)
+    attributes = {} if facts is None else facts.attributes
+    features = _integer(attributes.get("num_features"))
+    for array in (mean, variance, values.get("weight")):
+        if features is None and array is not None:
+            features = array.size
+    scale, shift = (_per_channel(values.get(leaf), features) for leaf in ("weight", "bias"))
+    stored = leaves.get("running_var") or leaves.get("running_mean")
+    return NormLayer(
+        name=name,
+        kind=kind,
+        group=group,
+        class_path=None if facts is None else facts.class_path,
+        num_features=features,
+        eps=_number(attributes.get("eps")),
+        momentum=_momentum(attributes),
+        affine=_flag(attributes.get("affine")) if facts is not None and "affine" in attributes else scale is not None,
+        track_running_stats=_tracks(attributes, mean),
+        training=_flag(attributes.get("training")),
+        running_mean=mean,
+        running_var=variance,
+        num_batches_tracked=_count(values.get("num_batches_tracked"), leaves.get("num_batches_tracked")),
+        weight=scale,
+        bias=shift,
+        dtype=None if stored is None else stored.dtype,
+        follows_bias=None if bias_before is None else bias_before == features,
+    )
+
+
+def _flat(array: Float64Array | None) -> Float64Array | None:
+    return None if array is None else array.reshape(-1)
+
+
+def _per_channel(array: Float64Array | None, features: int | None) -> Float64Array | None:
+    """Gamma or beta; a layer fused with a convolution holds other things under these names."""
+    return None if array is None or array.size != features else array.reshape(-1)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _momentum(attributes: Mapping[object, object]) -> Momentum | None:
+    if "momentum" not in attributes:
+        return None
+    # torch.nn.BatchNorm2d: momentum=None keeps a cumulative moving average.
+    return Averaging.CUMULATIVE if attributes["momentum"] is None else _number(attributes["momentum"])
+
+
+def _tracks(attributes: Mapping[object, object], mean: Float64Array | None) -> bool | None:
+    told = _flag(attributes.get("track_running_stats"))
+    return told if told is not None else True if mean is not None else None
+
+
+def _count(value: Float64Array | None, tensor: TensorRef | None) -> int | float | None:
+    if value is None or value.size != 1 or tensor is None:
+        return None
+    number = float(value.reshape(-1)[0])
+    return int(number) if "int" in tensor.dtype else number

@@ -1,0 +1,125 @@
+"""safetensors: a JSON header of names, shapes and byte ranges, then the bytes.
+
+Format: https://github.com/huggingface/safetensors/blob/v0.8.0/README.md#format
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+
+from bncheck.core.checkpoint import Checkpoint, FileFormat, Packaging, Stage, TensorRef
+from bncheck.core.errors import UnreadableFile, UnsafeFile
+from bncheck.core.limits import Limits
+from bncheck.readers.assemble import Statement, assemble, strip_wrapper
+from bncheck.readers.source import Source
+from bncheck.readers.tensors import DTYPES, ArrayReader
+
+# safetensors/src/tensor.rs, enum Dtype → this project's names.
+_DTYPES: Mapping[str, str] = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+    "C64": "complex64",
+}
+
+
+def read_safetensors(source: Source, path: str, limits: Limits) -> Checkpoint:
+    """Read a ``.safetensors`` file.
+
+    Raises:
+        UnreadableFile: the header is malformed or the file is cut short.
+        UnsafeFile: tensors overlap, or bytes lie where no tensor claims them.
+    """
+    start, header = _header(source, limits)
+    tensors = {
+        name: _reference(name, entry, source.size - start) for name, entry in header.items() if name != "__metadata__"
+    }
+    _refuse_gaps(tensors, source.size - start)
+    offsets = {name: begin for name, (begin, _, _) in tensors.items()}
+    arrays = ArrayReader(lambda key, first, length: source.read_at(start + offsets[key] + first, length), limits)
+    # safetensors sorts by size and name, so that a model's order is lost; the names' own order is nearest to it.
+    references = {name: tensors[name][2] for name in sorted(tensors, key=_natural)}
+    prefix = strip_wrapper(references)
+    named = {name.removeprefix(prefix): reference for name, reference in references.items()}
+    assembled = assemble(Statement("model", named, in_order=False), arrays.load)
+    return Checkpoint(
+        path=path,
+        format=FileFormat.SAFETENSORS,
+        packaging=Packaging.STATE_DICT,
+        stage=Stage.RELEASE,
+        layers=assembled.layers,
+        tensors=references,
+        unread=assembled.unread,
+    )
+
+
+def _header(source: Source, limits: Limits) -> tuple[int, dict[str, object]]:
+    length = int.from_bytes(source.read_at(0, 8), "little")
+    if length > source.size - 8:
+        raise UnreadableFile(f"its header claims {length} bytes of {source.size - 8}: the file was cut short")
+    if length > limits.safetensors_header_bytes:
+        raise UnreadableFile(f"its header has {length} bytes, more than any model's")
+    try:
+        header = json.loads(source.read_at(8, length).decode(), object_pairs_hook=_unique)
+    except RecursionError:
+        raise UnreadableFile("its header nests too deeply") from None
+    except ValueError as error:
+        raise UnreadableFile(f"its header is not JSON: {str(error)[:200]}") from None
+    if not isinstance(header, dict):
+        raise UnreadableFile("its header is no JSON object")
+    return 8 + length, header
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return made
+
+
+def _reference(name: str, entry: object, size: int) -> tuple[int, int, TensorRef]:
+    """First byte, last byte + 1 and description of a tensor; offsets count from the end of the header."""
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)], **rest} if not rest:
+            pass
+        case _:
+            raise UnreadableFile(f"tensor {name[:200]!r} is not described by dtype, shape and data_offsets")
+    if dtype not in _DTYPES:
+        raise UnreadableFile(f"tensor {name[:200]!r} has the unknown dtype {dtype[:40]!r}")
+    dimensions = tuple(n for n in shape if isinstance(n, int) and not isinstance(n, bool) and n >= 0)
+    if len(dimensions) != len(shape) or len(shape) > 64:
+        raise UnreadableFile(f"tensor {name[:200]!r} has no valid shape")
+    width = DTYPES[_DTYPES[dtype]].width
+    if not 0 <= begin <= end <= size or end - begin != prod(dimensions) * width:
+        raise UnreadableFile(f"tensor {name[:200]!r}: its bytes {begin} to {end} do not fit its shape and the file")
+    strides = tuple(prod(dimensions[axis + 1 :]) for axis in range(len(dimensions)))
+    return begin, end, TensorRef(name, _DTYPES[dtype], dimensions, strides, name, 0, prod(dimensions))
+
+
+def _refuse_gaps(tensors: Mapping[str, tuple[int, int, TensorRef]], size: int) -> None:
+    position = 0
+    for begin, end, tensor in sorted(tensors.values(), key=lambda entry: entry[:2]):
+        if begin != position:
+            raise UnsafeFile(f"tensor {tensor.name[:200]!r} overlaps another or leaves bytes unclaimed before it")
+        position = end
+    if position != size:
+        raise UnsafeFile(f"{size - position} bytes behind the last tensor belong to none")
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdecimal() and len(part) < 19 else (1, 0, part) for part in name.split(".")]

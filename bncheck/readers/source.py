@@ -1,0 +1,94 @@
+"""Random access to a file's bytes through one descriptor, from sniffing to the last read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from types import TracebackType
+from typing import Protocol, Self
+
+from bncheck.core.errors import UnreadableFile
+
+
+class Source(Protocol):
+    """Bytes that can be read in ranges."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``offset``.
+
+        Raises:
+            UnreadableFile: the range does not lie inside the source, or reading failed.
+        """
+        ...
+
+
+class FileSource:
+    """A regular file, opened once: a file swapped under the path afterwards changes nothing.
+
+    Raises:
+        UnreadableFile: it is missing, a folder, a device or pipe, or may not be read.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            # O_NONBLOCK: opening a pipe without a writer would hang before fstat could refuse it.
+            flags = (
+                os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            )
+            descriptor = os.open(path, flags)
+        except FileNotFoundError:
+            raise UnreadableFile("no such file; check the path") from None
+        except PermissionError:
+            raise UnreadableFile("permission denied; make the file readable for this user") from None
+        except IsADirectoryError:
+            raise UnreadableFile("is a folder; name a model file in it") from None
+        except (OSError, ValueError) as error:
+            raise UnreadableFile(f"cannot be opened: {error}") from None
+        self._file = os.fdopen(descriptor, "rb", buffering=0, closefd=True) if _is_regular(descriptor) else None
+        if self._file is None:
+            os.close(descriptor)
+            raise UnreadableFile("is no regular file; name a model file")
+        self._size = os.fstat(descriptor).st_size
+
+    @property
+    def size(self) -> int:
+        """Length in bytes when it was opened."""
+        return self._size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``offset``."""
+        if offset < 0 or length < 0 or offset + length > self._size:
+            raise UnreadableFile(
+                f"bytes {offset} to {offset + length} are needed of {self._size}: the file was cut short or forged"
+            )
+        assert self._file is not None
+        parts: list[bytes] = []
+        try:
+            self._file.seek(offset)
+            while length > 0:
+                part = self._file.read(length)
+                if not part:
+                    raise UnreadableFile("the file became shorter while it was read; run again")
+                parts.append(part)
+                length -= len(part)
+        except OSError as error:
+            raise UnreadableFile(f"cannot be read: {error.strerror}") from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _is_regular(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)

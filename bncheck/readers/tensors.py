@@ -1,0 +1,90 @@
+"""Number formats, and bytes → float64 arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from bncheck.core.checkpoint import TensorRef
+from bncheck.core.errors import UnreadableFile, UnsafeFile
+from bncheck.core.layers import Float64Array
+from bncheck.core.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class NumberFormat:
+    """How one element is stored: bytes, and numpy's name where numpy has the format."""
+
+    width: int
+    numpy_kind: str | None = None
+
+
+DTYPES: Mapping[str, NumberFormat] = {
+    "float64": NumberFormat(8, "f8"),
+    "float32": NumberFormat(4, "f4"),
+    "float16": NumberFormat(2, "f2"),
+    "bfloat16": NumberFormat(2, "u2"),
+    "int64": NumberFormat(8, "i8"),
+    "int32": NumberFormat(4, "i4"),
+    "int16": NumberFormat(2, "i2"),
+    "int8": NumberFormat(1, "i1"),
+    "uint64": NumberFormat(8, "u8"),
+    "uint32": NumberFormat(4, "u4"),
+    "uint16": NumberFormat(2, "u2"),
+    "uint8": NumberFormat(1, "u1"),
+    "bool": NumberFormat(1, "u1"),
+    "complex64": NumberFormat(8),
+    "complex128": NumberFormat(16),
+    "float8_e4m3fn": NumberFormat(1),
+    "float8_e4m3fnuz": NumberFormat(1),
+    "float8_e5m2": NumberFormat(1),
+    "float8_e5m2fnuz": NumberFormat(1),
+    "float8_e8m0fnu": NumberFormat(1),
+    "quint8": NumberFormat(1),
+    "qint8": NumberFormat(1),
+    "qint32": NumberFormat(4),
+}
+
+ReadRange = Callable[[str, int, int], bytes]
+"""(storage key, first byte, length) → bytes."""
+
+
+class ArrayReader:
+    """Loads small tensors as float64, within the file's budget of statistics bytes."""
+
+    def __init__(self, read_range: ReadRange, limits: Limits) -> None:
+        self._read_range = read_range
+        self._limits = limits
+        self._left = limits.statistics_bytes
+
+    def load(self, tensor: TensorRef) -> Float64Array:
+        """The tensor's values, of its own shape.
+
+        Raises:
+            UnreadableFile: the bytes are missing, or the number format cannot be read.
+            UnsafeFile: it is too large for a normalisation layer, or the file holds too much of them.
+        """
+        known = DTYPES.get(tensor.dtype)
+        if known is None or known.numpy_kind is None:
+            raise UnreadableFile(f"{tensor.name} is stored as {tensor.dtype}, which holds no statistics bncheck reads")
+        if prod(tensor.shape) > self._limits.channels:
+            raise UnsafeFile(f"{tensor.name} has {prod(tensor.shape)} elements, too many for a normalisation layer")
+        if not all(tensor.shape):
+            return np.zeros(tensor.shape, dtype=np.float64)
+        span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+        self._left -= max(span, prod(tensor.shape)) * known.width
+        if self._left < 0:
+            raise UnsafeFile(f"the file holds more than {self._limits.statistics_bytes} bytes of batch-norm tensors")
+        raw = self._read_range(tensor.storage, tensor.storage_offset * known.width, span * known.width)
+        flat = np.frombuffer(raw, dtype=np.dtype(known.numpy_kind).newbyteorder(">" if tensor.big_endian else "<"))
+        view = np.lib.stride_tricks.as_strided(
+            flat, tensor.shape, tuple(stride * known.width for stride in tensor.strides), writeable=False
+        )
+        if tensor.dtype == "bfloat16":
+            # The upper half of a float32: https://en.wikipedia.org/wiki/Bfloat16_floating-point_format
+            view = (view.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(invalid="ignore"):
+            return view.astype(np.float64)

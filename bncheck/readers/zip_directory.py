@@ -1,0 +1,274 @@
+"""The directory of a zip archive, read as if its writer were hostile.
+
+Python's ``zipfile`` is lenient by design: it accepts data before the archive, lets entries overlap, and trusts the
+central directory alone. Two readers that disagree on what an archive holds are how scanners are bypassed, so every
+ambiguity is refused here. Layout: PKWARE APPNOTE 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+import unicodedata
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from bncheck.core.errors import UnreadableFile, UnsafeFile
+from bncheck.core.limits import Limits
+from bncheck.readers.source import Source
+
+_END = struct.Struct("<4s4H2LH")  # 4.3.16 end of central directory record
+_END_64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14 zip64 end of central directory record
+_LOCATOR_64 = struct.Struct("<4sLQL")  # 4.3.15 zip64 end of central directory locator
+_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12 central directory header
+_LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7 local file header
+
+_STORED, _DEFLATED = 0, 8
+_ENCRYPTED, _DESCRIPTOR, _PATCHED, _STRONG, _MASKED = 0x1, 0x8, 0x20, 0x40, 0x2000
+_MAX_16, _MAX_32 = 0xFFFF, 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of the archive, by the central directory."""
+
+    name: str
+    header_offset: int
+    packed_size: int
+    size: int
+    method: int
+    flags: int
+    crc: int
+    end: int
+    """Where the next member or the directory begins: nothing of this one may lie behind it."""
+
+
+class ZipDirectory:
+    """The members of an archive and their bytes; nothing is ever extracted to disk.
+
+    Raises:
+        UnreadableFile: the archive is cut short or damaged.
+        UnsafeFile: its records contradict each other, or hold what no model archive holds.
+    """
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        self._source = source
+        self._limits = limits
+        self._data_offsets: dict[str, int] = {}
+        self.members: dict[str, Member] = {member.name: member for member in _members(source, limits)}
+        self.damaged: list[str] = []
+        """Members whose bytes disagree with their CRC-32; torch reads them all the same."""
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a member, unpacked.
+
+        Raises:
+            UnreadableFile: there is no such member, or its bytes do not unpack to the size declared.
+            UnsafeFile: its local header contradicts the directory.
+        """
+        member = self._member(name)
+        packed = self._source.read_at(self._data_offset(member), member.packed_size)
+        data = packed if member.method == _STORED else self._inflate(member, packed)
+        # torch writes a CRC of 0 for every member when torch.serialization.set_crc32_options(False) was called.
+        if member.crc and zlib.crc32(data) != member.crc and name not in self.damaged:
+            self.damaged.append(name)
+        return data
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """``length`` bytes of a member from ``start``; of a stored member no more than these are read."""
+        member = self._member(name)
+        if start < 0 or length < 0 or start + length > member.size:
+            raise UnreadableFile(f"{name} has {member.size} bytes and {start + length} are needed")
+        if member.method == _DEFLATED or length == member.size:
+            return self.read(name)[start : start + length]
+        return self._source.read_at(self._data_offset(member) + start, length)
+
+    def _member(self, name: str) -> Member:
+        try:
+            return self.members[name]
+        except KeyError:
+            raise UnreadableFile(f"the archive has no member {name!r}: it was cut short or forged") from None
+
+    def _inflate(self, member: Member, packed: bytes) -> bytes:
+        if member.size > self._limits.zip_inflated_bytes:
+            raise UnsafeFile(f"{member.name!r} would unpack to {member.size} bytes")
+        engine = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            data = engine.decompress(packed, member.size + 1)
+        except zlib.error as error:
+            raise UnreadableFile(f"{member.name!r} does not unpack: {error}") from None
+        if len(data) != member.size or not engine.eof:
+            raise UnsafeFile(f"{member.name!r} does not unpack to the {member.size} bytes it declares")
+        return data
+
+    def _data_offset(self, member: Member) -> int:
+        known = self._data_offsets.get(member.name)
+        if known is None:
+            known = self._data_offsets[member.name] = self._check_local_header(member)
+        return known
+
+    def _check_local_header(self, member: Member) -> int:
+        header = self._source.read_at(member.header_offset, _LOCAL.size)
+        magic, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack(header)
+        if magic != b"PK\x03\x04":
+            raise UnsafeFile(f"{member.name!r}: there is no local header where the directory says")
+        name = self._source.read_at(member.header_offset + _LOCAL.size, name_length)
+        if name != member.name.encode():
+            raise UnsafeFile(f"{member.name!r} is called {name[:80]!r} in its local header")
+        if flags != member.flags or method != member.method:
+            raise UnsafeFile(f"{member.name!r}: local header and directory disagree on how it is packed")
+        # Bit 3: the true values follow the data, and the local ones may be 0. A zip64 writer puts the maximum.
+        deferred = (0,) if flags & _DESCRIPTOR else ()
+        for local, allowed in (
+            (crc, (member.crc, *deferred)),
+            (packed, (member.packed_size, _MAX_32, *deferred)),
+            (size, (member.size, _MAX_32, *deferred)),
+        ):
+            if local not in allowed:
+                raise UnsafeFile(f"{member.name!r}: local header and directory disagree on its size or checksum")
+        start: int = member.header_offset + _LOCAL.size + name_length + extra_length
+        if start + member.packed_size > member.end:
+            raise UnsafeFile(f"{member.name!r} reaches into what follows it")
+        return start
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where the central directory lies, by the record at the end of the archive."""
+
+    count: int
+    size: int
+    offset: int
+    position: int
+    """Of the first end record: the directory must reach exactly to it."""
+
+
+def _members(source: Source, limits: Limits) -> list[Member]:
+    end = _find_end(source)
+    if end.count > limits.zip_members or end.size > limits.zip_directory_bytes:
+        raise UnsafeFile(f"the archive claims {end.count} members and a directory of {end.size} bytes")
+    if end.offset + end.size != end.position:
+        raise UnsafeFile("the archive's directory is not where its end record says: data before, between or behind it")
+    found = list(_entries(source.read_at(end.offset, end.size), end.count))
+    _refuse_collisions(found)
+    found.sort(key=lambda entry: entry.header_offset)
+    if found and found[0].header_offset != 0:
+        raise UnsafeFile("there is data before the archive's first member")
+    return [
+        _bounded(entry, found[index + 1].header_offset if index + 1 < len(found) else end.offset)
+        for index, entry in enumerate(found)
+    ]
+
+
+def _bounded(entry: Member, end: int) -> Member:
+    least = entry.header_offset + _LOCAL.size + len(entry.name.encode()) + entry.packed_size
+    if least > end:
+        raise UnsafeFile(f"{entry.name!r} overlaps what follows it")
+    return replace(entry, end=end)
+
+
+def _find_end(source: Source) -> _End:
+    position = source.size - _END.size
+    record = source.read_at(position, _END.size) if position >= 0 else b""
+    if not record.startswith(b"PK\x05\x06"):
+        tail = source.read_at(max(0, source.size - 65_557), min(source.size, 65_557))
+        if b"PK\x05\x06" in tail:
+            raise UnsafeFile("there is data behind the end of the archive")
+        raise UnreadableFile("the zip archive has no end record: the file was cut short, copy or save it again")
+    _, disk, start_disk, disk_count, count, size, offset, comment = _END.unpack(record)
+    if disk not in (0, _MAX_16) or start_disk not in (0, _MAX_16) or disk_count != count or comment:
+        raise UnsafeFile("the archive's end record describes a split or commented archive, which torch never writes")
+    if position >= _LOCATOR_64.size:
+        locator = source.read_at(position - _LOCATOR_64.size, _LOCATOR_64.size)
+        if locator.startswith(b"PK\x06\x07"):
+            return _find_end_64(source, locator, position - _LOCATOR_64.size, (count, size, offset))
+    if count == _MAX_16 or _MAX_32 in (size, offset):
+        raise UnsafeFile("the archive's end record refers to a zip64 record that is not there")
+    return _End(count, size, offset, position)
+
+
+def _find_end_64(source: Source, locator: bytes, position: int, short: tuple[int, int, int]) -> _End:
+    _, disk, where, disks = _LOCATOR_64.unpack(locator)
+    if disk != 0 or disks != 1 or where != position - _END_64.size:
+        raise UnsafeFile("the archive's zip64 record is not where its locator says")
+    magic, length, _, _, disk, start_disk, disk_count, count, size, offset = _END_64.unpack(
+        source.read_at(where, _END_64.size)
+    )
+    if magic != b"PK\x06\x06" or length != _END_64.size - 12 or disk or start_disk or disk_count != count:
+        raise UnsafeFile("the archive's zip64 record is malformed")
+    for value, brief, absent in zip((count, size, offset), short, (_MAX_16, _MAX_32, _MAX_32), strict=True):
+        if brief not in (absent, value):
+            raise UnsafeFile("the archive's two end records contradict each other")
+    return _End(count, size, offset, where)
+
+
+def _entries(directory: bytes, count: int) -> Iterator[Member]:
+    position = 0
+    for _ in range(count):
+        if position + _CENTRAL.size > len(directory):
+            raise UnreadableFile("the archive's directory is shorter than its member count")
+        fields = _CENTRAL.unpack_from(directory, position)
+        magic, _, _, flags, method, _, _, crc, packed, size = fields[:10]
+        name_length, extra_length, comment_length, disk, _, mode, offset = fields[10:]
+        position += _CENTRAL.size
+        name = directory[position : position + name_length]
+        extra = directory[position + name_length : position + name_length + extra_length]
+        position += name_length + extra_length + comment_length
+        if magic != b"PK\x01\x02" or position > len(directory):
+            raise UnreadableFile("the archive's directory is damaged")
+        size, packed, offset = _widen(extra, size, packed, offset)
+        yield _checked(name, mode >> 16, disk, Member("", offset, packed, size, method, flags, crc, 0))
+    if position != len(directory):
+        raise UnsafeFile("the archive's directory holds more than its member count")
+
+
+def _widen(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
+    """Replace values of 2**32 - 1 by those of the zip64 extra field (4.5.3), which lists only these, in this order."""
+    wanted = [value == _MAX_32 for value in (size, packed, offset)]
+    if not any(wanted):
+        return size, packed, offset
+    position = 0
+    while position + 4 <= len(extra):
+        tag, length = struct.unpack_from("<2H", extra, position)
+        body = extra[position + 4 : position + 4 + length]
+        position += 4 + length
+        if tag == 1 and len(body) >= 8 * sum(wanted):
+            numbers = iter(struct.unpack_from(f"<{sum(wanted)}Q", body))
+            size, packed, offset = (
+                next(numbers) if want else value for want, value in zip(wanted, (size, packed, offset), strict=True)
+            )
+            return size, packed, offset
+    raise UnsafeFile("a member needs a zip64 field that is not there")
+
+
+def _checked(raw_name: bytes, unix_mode: int, disk: int, entry: Member) -> Member:
+    try:
+        name = raw_name.decode()
+    except UnicodeDecodeError:
+        raise UnsafeFile(f"a member's name is not UTF-8: {raw_name[:80]!r}") from None
+    parts = name.rstrip("/").split("/")
+    if not name or name.startswith("/") or "\\" in name or ":" in parts[0] or ".." in parts or "" in parts:
+        raise UnsafeFile(f"a member's name leaves the archive: {name[:80]!r}")
+    if not name.isprintable():
+        raise UnsafeFile(f"a member's name holds control characters: {name[:80]!r}")
+    if entry.flags & (_ENCRYPTED | _PATCHED | _STRONG | _MASKED):
+        raise UnsafeFile(f"{name!r} is encrypted or patched (flags {entry.flags:#06x})")
+    if stat.S_IFMT(unix_mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise UnsafeFile(f"{name!r} is a link or a device")
+    if entry.method not in (_STORED, _DEFLATED):
+        raise UnsafeFile(f"{name!r} is packed by method {entry.method}, which torch never uses")
+    if entry.method == _STORED and entry.size != entry.packed_size:
+        raise UnsafeFile(f"{name!r} is stored and has two sizes, {entry.packed_size} and {entry.size}")
+    if disk:
+        raise UnsafeFile(f"{name!r} lies on another disk")
+    return replace(entry, name=name)
+
+
+def _refuse_collisions(entries: list[Member]) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        key = entry.name.lower() if entry.name.isascii() else unicodedata.normalize("NFKC", entry.name).casefold()
+        if key in seen:
+            raise UnsafeFile(f"two members are called {entry.name!r}, or alike")
+        seen.add(key)

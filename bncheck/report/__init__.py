@@ -1,0 +1,1 @@
+"""Report → bytes a person or a machine reads: one canonical document, then one file per output format."""

@@ -1,0 +1,186 @@
+"""The view for people: styled lines, the verdict first. Nothing here needs a terminal or rich."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from bncheck.core.finding import ExitCode, Finding, Report, Severity, Subject
+from bncheck.core.rule import Rule
+from bncheck.report.printable import number, printable, shortened
+
+_SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTICE: "bold cyan"}
+_LABEL = 11
+_CODES_IN_A_RUN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Text in one style, by rich's style names."""
+
+    text: str
+    style: str = ""
+
+
+Line = tuple[Span, ...]
+
+
+def plain(lines: Sequence[Line]) -> str:
+    """The lines without styles."""
+    return "\n".join("".join(span.text for span in line).rstrip() for line in lines)
+
+
+def report_lines(report: Report, width: int, *, show_passed: bool) -> list[Line]:
+    """The whole run: verdict, then each file, worst matters first inside it."""
+    lines = [_verdict(report)]
+    for subject in report.subjects:
+        lines.extend(_subject(subject, width, show_passed=show_passed))
+    for failure in report.failures:
+        lines.append(())
+        lines.append((Span(printable(failure.path), "bold"), Span("  "), Span("not audited", "bold red")))
+        lines.extend(_labelled(failure.kind, printable(failure.message), width, label_width=len(failure.kind) + 2))
+    if report.skipped:
+        lines.append(())
+        lines.append((Span(f"{_counted(report.skipped, 'other file')} found in folders: no models.", "dim"),))
+    return lines
+
+
+def _verdict(report: Report) -> Line:
+    counts = ", ".join(
+        _counted(report.count(severity), severity.label) for severity in reversed(Severity) if report.count(severity)
+    )
+    files = _counted(len(report.subjects), "file")
+    match report.exit_code:
+        case ExitCode.NOT_AUDITED:
+            broken = len(report.failures) + sum(not subject.complete for subject in report.subjects)
+            word, style = "INCOMPLETE", "bold white on red"
+            text = f"{_counted(broken, 'path')} could not be audited; {counts or 'no findings'} in {files} read"
+        case ExitCode.NOTHING_TO_AUDIT:
+            word, style = "NOTHING TO AUDIT", "bold black on yellow"
+            text = f"no batch-norm or tracked instance-norm layer in {files}"
+        case ExitCode.FINDINGS:
+            word, style, text = "FAIL", "bold white on red", f"{counts} in {files}"
+        case ExitCode.CLEAN:
+            word, style = "PASS", "bold black on green"
+            layers = sum(len(subject.checkpoint.layers) for subject in report.subjects)
+            text = f"{counts or 'no findings'} in {_counted(layers, 'layer')} of {files}"
+    return (Span(f" {word} ", style), Span(f" {text}"))
+
+
+def _subject(subject: Subject, width: int, *, show_passed: bool) -> Iterator[Line]:
+    checkpoint = subject.checkpoint
+    said = f"{checkpoint.format.value} · {checkpoint.packaging.value} · {checkpoint.stage.value}"
+    quiet = not (subject.findings or checkpoint.unread or checkpoint.remarks or not subject.complete)
+    layers = _counted(len(checkpoint.layers), "layer") if checkpoint.layers else "no batch-norm layer"
+    if not quiet:
+        yield ()
+    yield (
+        Span(printable(checkpoint.path), "bold"),
+        Span("  "),
+        *(_quiet_state(subject) if quiet else ()),
+        Span(f"{said} · {layers}", "dim"),
+    )
+    for finding in subject.findings:
+        yield from _finding(finding, width)
+    for part in checkpoint.unread:
+        yield from _labelled("unread", f"{printable(part.what)}: {printable(part.reason)}", width, "bold red")
+    for remark in checkpoint.remarks:
+        yield from _labelled("remark", printable(remark), width, "yellow")
+    for entry in subject.not_checked:
+        if entry.crashed:
+            yield from _labelled("crashed", f"{entry.rule}: {printable(entry.reason)}", width, "bold red")
+    if show_passed:
+        yield from _labelled("passed", code_ranges(subject.passed) or "nothing", width, "green")
+    if not quiet or show_passed:
+        for reason, codes in _reasons(subject):
+            yield from _labelled("not checked", f"{code_ranges(codes)}: {printable(reason)}", width, "dim")
+
+
+def _quiet_state(subject: Subject) -> Line:
+    if not subject.checkpoint.layers:
+        return (Span("nothing to audit  ", "yellow"),)
+    unchecked = len({entry.rule for entry in subject.not_checked})
+    passed = f"{_counted(len(subject.passed), 'rule')} passed"
+    return (Span("clean  ", "green"), Span(f"{passed}, {unchecked} not checked  " if unchecked else f"{passed}  "))
+
+
+def _finding(finding: Finding, width: int) -> Iterator[Line]:
+    style = _SEVERITY_STYLES[finding.severity]
+    yield (
+        Span("  "),
+        Span(f"{finding.severity.label:<8}", style),
+        Span(finding.rule, "bold"),
+        Span(f" {finding.name}"),
+    )
+    yield from _wrapped(printable(finding.message), width, indent=4)
+    yield from _labelled("layers", shortened(finding.layers), width)
+    if finding.evidence:
+        numbers = ", ".join(f"{name} {number(value)}" for name, value in finding.evidence.items())
+        yield from _labelled("numbers", numbers, width)
+    yield from _labelled("why", finding.rationale, width)
+    yield from _labelled("fix", printable(finding.remedy), width, "green")
+
+
+def _reasons(subject: Subject) -> Iterator[tuple[str, list[str]]]:
+    entries = sorted((entry.reason, entry.rule) for entry in subject.not_checked if not entry.crashed)
+    for reason, group in groupby(entries, key=lambda entry: entry[0]):
+        yield reason, [code for _, code in group]
+
+
+def code_ranges(codes: Sequence[str]) -> str:
+    """Codes in one line, runs of three and more shortened: ``BN201, BN501–BN506``."""
+    shown: list[str] = []
+    numbers = sorted({int(code[2:]) for code in codes})
+    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        if len(members) >= _CODES_IN_A_RUN:
+            shown.append(f"BN{members[0]}–BN{members[-1]}")
+        else:
+            shown.extend(f"BN{member}" for member in members)
+    return ", ".join(shown)
+
+
+def explain_lines(rule: Rule, width: int) -> list[Line]:
+    """A rule's identity and argument."""
+    lines: list[Line] = [
+        (
+            Span(rule.id, "bold"),
+            Span(f" {rule.name}  "),
+            Span(rule.severity.label, _SEVERITY_STYLES[rule.severity]),
+            Span(f"  ({rule.family.name.lower()})", "dim"),
+        ),
+        (),
+        *_wrapped(rule.rationale, width, indent=0),
+        (),
+    ]
+    parts = [("formula", rule.formula), ("limit", rule.limit), ("needs", ", ".join(rule.needs) or "tensor names")]
+    parts += [("silent on" if not index else "", text) for index, text in enumerate(rule.false_alarms)]
+    parts += [("fix", rule.remedy.replace("{path}", "model.pt")), ("reference", rule.reference)]
+    for label, text in parts:
+        lines.extend(_labelled(label, text, width, indent=0))
+    return lines
+
+
+def _labelled(
+    label: str, text: str, width: int, style: str = "dim", *, indent: int = 4, label_width: int = _LABEL
+) -> Iterator[Line]:
+    label_width = max(label_width, len(label) + 2)
+    room = max(20, width - indent - label_width)
+    for index, piece in enumerate(_pieces(text, room)):
+        yield (Span(" " * indent), Span(f"{'' if index else label:<{label_width}}", style), Span(piece))
+
+
+def _wrapped(text: str, width: int, *, indent: int) -> Iterator[Line]:
+    for piece in _pieces(text, max(20, width - indent)):
+        yield (Span(" " * indent + piece),)
+
+
+def _pieces(text: str, room: int) -> list[str]:
+    """Lines of at most ``room`` characters; a word longer than that (a URL, a path) keeps its own line, whole."""
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,52 @@
+"""BN101: the file's layers are in training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bncheck.core.checkpoint import Checkpoint, Stage
+from bncheck.core.finding import Severity
+from bncheck.core.layers import NormKind, NormLayer
+from bncheck.core.limits import Limits
+from bncheck.core.rule import Evidence, Family, Rule, Verdict
+
+
+def check(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], limits: Limits) -> Iterable[tuple[NormLayer, Verdict]]:
+    """Complain of layers in training mode, except in a file that goes on training."""
+    judged = [layer for layer in layers if _mode_matters(layer)]
+    training = [layer for layer in judged if layer.training]
+    if checkpoint.stage is Stage.TRAINING or not training:
+        return
+    mixed = len(training) < len(judged)
+    message = "Saved in training mode" + (", beside others in eval mode" if mixed else "")
+    message += ": until eval() is called it normalises with the batch it is given, and overwrites its running moments."
+    numbers = {"layers in training mode": len(training), "layers in eval mode": len(judged) - len(training)}
+    for layer in training:
+        yield layer, Evidence(message, numbers)
+
+
+def _mode_matters(layer: NormLayer) -> bool:
+    return layer.kind in (NormKind.BATCH, NormKind.SYNC_BATCH) and layer.keeps_running_statistics
+
+
+RULE = Rule(
+    id="BN101",
+    name="saved-in-training-mode",
+    family=Family.MODE,
+    severity=Severity.WARNING,
+    needs=("training",),
+    rationale=(
+        "A module loads in the mode it was saved in. Whoever forgets eval() gets predictions that depend on the other "
+        "samples in the batch, and running moments that drift with every prediction."
+    ),
+    formula="the layer's `training` flag in the file is true",
+    limit="none; a file that carries optimizer state goes on training and is left alone (--stage overrides)",
+    false_alarms=(
+        "a training checkpoint, with a frozen backbone or a teacher in whatever mode",
+        "FrozenBatchNorm, and layers without running moments, whose mode changes nothing",
+        "networks meant to predict in training mode (pix2pix, test-time adaptation): ignore the rule for them",
+    ),
+    remedy='model.eval(); torch.save(model, "{path}")  # and call eval() after loading too',
+    reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.eval",
+    check_model=check,
+)

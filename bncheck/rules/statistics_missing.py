@@ -1,0 +1,58 @@
+"""BN203: layers whose running moments are not in the file while their siblings' are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bncheck.core.checkpoint import Checkpoint
+from bncheck.core.finding import Severity
+from bncheck.core.layers import NormKind, NormLayer, family_of
+from bncheck.core.limits import Limits
+from bncheck.core.rule import Evidence, Family, Rule, Undecided, Verdict
+
+
+def check(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], limits: Limits) -> Iterable[tuple[NormLayer, Verdict]]:
+    """Complain of layers that lack moments which their own flags or their family say they need."""
+    families = {family_of(layer.name) for layer in layers if layer.has_running_statistics}
+    for layer in layers:
+        yield layer, _verdict(layer, families)
+
+
+def _verdict(layer: NormLayer, families: set[str]) -> Verdict:
+    if (layer.running_mean is None) != (layer.running_var is None):
+        return Evidence("One of the two running moments is in the file and the other is not.")
+    if layer.has_running_statistics:
+        return None
+    if layer.kind is NormKind.BATCH_OR_INSTANCE:
+        if family_of(layer.name) not in families:
+            return None
+        return Evidence(
+            "Has scale and shift but no running moments, while layers of the same name elsewhere have both."
+        )
+    if not layer.kind.is_batch_norm or not layer.track_running_stats:
+        return None
+    if layer.class_path is not None and ".LazyBatchNorm" in layer.class_path:
+        return Undecided("the layer is lazy and has seen no batch yet")
+    return Evidence("Is meant to keep running moments and has none.")
+
+
+RULE = Rule(
+    id="BN203",
+    name="statistics-missing",
+    family=Family.UPDATES,
+    severity=Severity.ERROR,
+    needs=(),
+    rationale=(
+        "Saving or copying parameters() leaves buffers behind. Loaded with strict=False the layers keep 0 and 1, and "
+        "the network predicts badly without a word."
+    ),
+    formula="weight and bias only, where a layer of the same naming family (block numbers blanked) has moments",
+    limit="none",
+    false_alarms=(
+        "LayerNorm and GroupNorm beside batch norm: of version 1 in a state dict, or of another naming family",
+        "instance norm without running moments",
+    ),
+    remedy='torch.save(model.state_dict(), "{path}")  # not parameters(): state_dict() holds the buffers too',
+    reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.state_dict",
+    check_model=check,
+)
