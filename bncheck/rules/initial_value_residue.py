@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bncheck.core.finding import Severity
-from bncheck.core.layers import NormLayer
+from bncheck.core.layers import NormKind, NormLayer
 from bncheck.core.limits import Limits
 from bncheck.core.rule import Evidence, Family, Rule, Undecided, Verdict
 
@@ -17,12 +17,14 @@ def check(layer: NormLayer, limits: Limits) -> Verdict:
     bounds the residue without momentum or counter, and disproves a counter that was reset after a conversion.
     """
     assert layer.running_var is not None
-    if not layer.keeps_running_statistics or layer.statistics_at_initialisation or layer.momentum == 0:
+    if layer.statistics_at_initialisation or not _averages(layer):
         return None
     finite = layer.running_var[np.isfinite(layer.running_var)]
     bound = float(finite.min()) if finite.size else np.inf
     if bound <= limits.residue_warning:
         return None
+    if layer.num_batches_tracked == 0:
+        return Undecided("num_batches_tracked is 0 beside learned moments: it was lost in a conversion")
     residue = layer.initial_weight
     if residue is None:
         absent = " and ".join(name for name in ("momentum", "num_batches_tracked") if getattr(layer, name) is None)
@@ -42,6 +44,11 @@ def check(layer: NormLayer, limits: Limits) -> Verdict:
         "The running moments still hold a share of their initial values, 0 and 1: too few updates for the momentum."
     )
     return Evidence(message, numbers, residue, Severity.ERROR if severe else Severity.WARNING)
+
+
+def _averages(layer: NormLayer) -> bool:
+    """Whether batches were averaged in and counted; torch never counts those of an instance norm."""
+    return layer.keeps_running_statistics and layer.kind is not NormKind.INSTANCE and layer.momentum != 0
 
 
 RULE = Rule(

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
+from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Severity
-from bncheck.core.layers import Float64Array, NormLayer
+from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 
-def check(layer: NormLayer, limits: Limits) -> Verdict:
-    """Complain of any channel whose mean or variance is not finite."""
+def check(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], limits: Limits) -> Iterable[tuple[NormLayer, Verdict]]:
+    """Complain of layers with a mean or variance that is not finite, under one cause: a NaN spreads to what follows."""
+    bad = {layer: count for layer in layers if (count := _channels_not_finite(layer))}
+    if not bad:
+        return
+    message = f"Running moments are not finite: {_cause(list(bad))}."
+    for layer, count in bad.items():
+        channels = None if layer.running_var is None else layer.running_var.size
+        yield layer, Evidence(message, {"channels not finite": count, "channels": channels}, count)
+
+
+def _channels_not_finite(layer: NormLayer) -> int:
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    bad = int(np.count_nonzero(~(np.isfinite(layer.running_mean) & np.isfinite(layer.running_var))))
-    if not bad:
-        return None
-    numbers = {"channels not finite": bad, "channels": layer.running_var.size}
-    return Evidence(f"Running moments are not finite: {_cause(layer.running_mean, layer.running_var)}.", numbers, bad)
+    return int(np.count_nonzero(~(np.isfinite(layer.running_mean) & np.isfinite(layer.running_var))))
 
 
-def _cause(mean: Float64Array, variance: Float64Array) -> str:
-    """What usually leaves this pattern, judged on the whole layer."""
+def _cause(layers: list[NormLayer]) -> str:
+    """What usually leaves such a pattern; the rarest in any layer decides, since plain NaN is what it turns into."""
+    mean = np.concatenate([layer.running_mean for layer in layers if layer.running_mean is not None])
+    variance = np.concatenate([layer.running_var for layer in layers if layer.running_var is not None])
     if np.isinf(mean).any() or np.isinf(variance).any():
         return "an infinite value, as when activations overflow in half precision"
-    if np.isnan(mean).any():
-        return "mean and variance are both NaN, as when a NaN reached the layer"
-    return "the mean is finite and the variance NaN, as when a batch had one value per channel"
+    if (np.isfinite(mean) & np.isnan(variance)).any():
+        return "a mean is finite and its variance NaN, as when a batch had one value per channel"
+    return "mean and variance are both NaN, as when a NaN reached the layer"
 
 
 RULE = Rule(
@@ -48,5 +59,5 @@ RULE = Rule(
         "model.train(); [model(x) for x, _ in loader]  # in float32, under torch.no_grad()"
     ),
     reference="https://docs.pytorch.org/docs/stable/notes/amp_examples.html (GradScaler skips steps, not buffers)",
-    check_layer=check,
+    check_model=check,
 )

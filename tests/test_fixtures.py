@@ -1,0 +1,59 @@
+"""Every fixture gives exactly the findings its expected.json declares."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import bncheck
+from tests.process import FIXTURES
+from tests.process import bncheck as run
+
+CASES = sorted(path.parent for path in FIXTURES.glob("*/expected.json"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_findings_are_those_expected(case: Path) -> None:
+    expected = json.loads((case / "expected.json").read_text())
+    models = {path.name for path in case.iterdir()} - {"expected.json"}
+    assert models == set(expected["files"])
+    for name, findings in expected["files"].items():
+        report = bncheck.audit(case / name)
+        assert report.failures == ()
+        (subject,) = report.subjects
+        found = [
+            {"rule": finding.rule, "severity": finding.severity.label, "layers": list(finding.layers)}
+            for finding in subject.findings
+        ]
+        assert sorted(found, key=_key) == sorted(findings, key=_key), name
+        assert subject.checkpoint.stage.value == expected["stage"]
+        assert subject.complete
+    assert bncheck.audit(case).exit_code == expected["exit_code"]
+
+
+def _key(finding: dict[str, object]) -> str:
+    return json.dumps(finding, sort_keys=True)
+
+
+def test_all_fixtures_in_one_run() -> None:
+    finished = run("audit", FIXTURES, "--format", "json")
+    document = json.loads(finished.stdout)
+    got = {
+        subject["path"]: sorted((finding["rule"], finding["severity"]) for finding in subject["findings"])
+        for subject in document["subjects"]
+    }
+    wanted = {
+        str(case / name): sorted((finding["rule"], finding["severity"]) for finding in findings)
+        for case in CASES
+        for name, findings in json.loads((case / "expected.json").read_text())["files"].items()
+    }
+    assert got == wanted
+    assert document["errors"] == []
+    assert finished.returncode == document["summary"]["exit_code"] == 1
+    assert finished.stderr == ""
+
+
+def test_the_folder_stays_small() -> None:
+    assert sum(path.stat().st_size for path in FIXTURES.rglob("*") if path.is_file()) < 5_000_000
