@@ -73,7 +73,7 @@ def _finding(
 ) -> Finding:
     worst_layer, worst = max(hits, key=lambda hit: hit[1].badness)
     evidence = dict(worst.numbers)
-    if evidence and len(hits) > 1:
+    if evidence and any(hit.badness != worst.badness for _, hit in hits):
         evidence["worst layer"] = worst_layer.full_name
     return Finding(
         rule=rule.id,

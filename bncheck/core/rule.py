@@ -72,7 +72,7 @@ class Rule:
         formula: what is computed.
         limit: what it is held against, and where the number comes from.
         false_alarms: what looks like the defect and is none; the rule stays silent on these.
-        remedy: what to do; ``{path}`` stands for the file.
+        remedy: what to do, as lines to paste; ``{path}`` stands for the file.
         reference: where the claim can be read up.
         check_layer, check_model: exactly one of the two.
 

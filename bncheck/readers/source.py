@@ -45,15 +45,15 @@ class FileSource:
             raise UnreadableFile("no such file; check the path") from None
         except PermissionError:
             raise UnreadableFile("permission denied; make the file readable for this user") from None
-        except IsADirectoryError:
-            raise UnreadableFile("is a folder; name a model file in it") from None
         except (OSError, ValueError) as error:
             raise UnreadableFile(f"cannot be opened: {error}") from None
-        self._file = os.fdopen(descriptor, "rb", buffering=0, closefd=True) if _is_regular(descriptor) else None
-        if self._file is None:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise UnreadableFile("is no regular file; name a model file")
-        self._size = os.fstat(descriptor).st_size
+            what = "a folder; name a model file in it" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise UnreadableFile(f"is {what}")
+        self._file = os.fdopen(descriptor, "rb", buffering=0)
+        self._size = status.st_size
 
     @property
     def size(self) -> int:
@@ -66,7 +66,6 @@ class FileSource:
             raise UnreadableFile(
                 f"bytes {offset} to {offset + length} are needed of {self._size}: the file was cut short or forged"
             )
-        assert self._file is not None
         parts: list[bytes] = []
         try:
             self._file.seek(offset)
@@ -86,9 +85,4 @@ class FileSource:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _is_regular(descriptor: int) -> bool:
-    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._file.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import IO
 
@@ -25,31 +24,33 @@ def show_lines(lines: Sequence[Line], stream: IO[str]) -> None:
         console.print(_styled(line))
 
 
-def lines_as_svg(lines: Sequence[Line], title: str, width: int) -> str:
-    """A picture of lines as a terminal shows them."""
-    console = Console(record=True, width=width, file=io.StringIO(), highlight=False, force_terminal=True)
-    for line in lines:
-        console.print(_styled(line))
-    return console.export_svg(title=title, unique_id="bncheck")
+_ALWAYS_SHOWN = ("layer", "features", "mean", "variance")
 
 
 def show_layers(checkpoint: Checkpoint, stream: IO[str], width: int | None) -> None:
-    """A table of every normalisation layer, with what the file says."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    table.add_column("kind")
-    for name in ("features", "momentum", "eps"):
-        table.add_column(name, justify="right")
-    table.add_column("mode")
-    for name in ("batches", "mean", "variance"):
-        table.add_column(name, justify="right")
-    table.add_column("stored as")
-    for layer in checkpoint.layers:
-        table.add_row(*(Text(cell) for cell in _layer_cells(layer)))
+    """A table of every normalisation layer, with what the file says.
+
+    What all layers share is said once above the table, so that 53 rows fit a terminal of 80 columns.
+    """
+    rows = [_layer_cells(layer) for layer in checkpoint.layers]
+    names = list(rows[0]) if rows else []
+    shared = [
+        name for name in names if name not in _ALWAYS_SHOWN and len(rows) > 1 and len({row[name] for row in rows}) == 1
+    ]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in names:
+        if name not in shared:
+            numeric = name not in ("layer", "kind", "mode", "dtype")
+            table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "layer", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for name, cell in row.items() if name not in shared))
     console = Console(file=stream, highlight=False, width=width)
     said = f"{checkpoint.format.value} · {checkpoint.packaging.value} · {checkpoint.stage.value}"
-    console.print(Text(f"{printable(checkpoint.path)}  {said} · {len(checkpoint.layers)} layers"), soft_wrap=True)
-    console.print(table)
+    console.print(Text(f"{printable(checkpoint.path)}  {said} · {len(rows)} layers"), soft_wrap=True)
+    if shared:
+        console.print(Text("all layers: " + ", ".join(f"{name} {rows[0][name]}" for name in shared)), soft_wrap=True)
+    if rows:
+        console.print(table)
 
 
 def show_rules(rules: Sequence[Rule], stream: IO[str], width: int | None) -> None:
@@ -64,20 +65,20 @@ def show_rules(rules: Sequence[Rule], stream: IO[str], width: int | None) -> Non
     Console(file=stream, highlight=False, width=width).print(table)
 
 
-def _layer_cells(layer: NormLayer) -> tuple[str, ...]:
+def _layer_cells(layer: NormLayer) -> dict[str, str]:
     momentum = layer.momentum
-    return (
-        printable(layer.full_name),
-        layer.kind.value,
-        _cell(layer.num_features),
-        momentum.value if isinstance(momentum, Averaging) else _cell(momentum),
-        _cell(layer.eps),
-        "?" if layer.training is None else "train" if layer.training else "eval",
-        _cell(layer.num_batches_tracked),
-        _span(layer.running_mean),
-        _span(layer.running_var),
-        layer.dtype or "–",
-    )
+    return {
+        "layer": printable(layer.full_name),
+        "kind": layer.kind.value,
+        "features": _cell(layer.num_features),
+        "momentum": momentum.value if isinstance(momentum, Averaging) else _cell(momentum),
+        "eps": _cell(layer.eps),
+        "mode": "?" if layer.training is None else "train" if layer.training else "eval",
+        "batches": _cell(layer.num_batches_tracked),
+        "mean": _span(layer.running_mean),
+        "variance": _span(layer.running_var),
+        "dtype": layer.dtype or "–",
+    }
 
 
 def _cell(value: float | int | None) -> str:
@@ -87,7 +88,7 @@ def _cell(value: float | int | None) -> str:
 def _span(array: Float64Array | None) -> str:
     if array is None or not array.size:
         return "–"
-    return f"{array.min():.3g} … {array.max():.3g}"
+    return f"{array.min():.2g} … {array.max():.2g}"
 
 
 def _styled(line: Line) -> Text:

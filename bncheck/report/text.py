@@ -94,8 +94,9 @@ def _subject(subject: Subject, width: int, *, show_passed: bool) -> Iterator[Lin
     if show_passed:
         yield from _labelled("passed", code_ranges(subject.passed) or "nothing", width, "green")
     if not quiet or show_passed:
-        for reason, codes in _reasons(subject):
-            yield from _labelled("not checked", f"{code_ranges(codes)}: {printable(reason)}", width, "dim")
+        for index, (reason, codes) in enumerate(_reasons(subject)):
+            label = "" if index else "not checked"
+            yield from _labelled(label, f"{code_ranges(codes)}: {printable(reason)}", width, label_width=13)
 
 
 def _quiet_state(subject: Subject) -> Line:
@@ -120,7 +121,7 @@ def _finding(finding: Finding, width: int) -> Iterator[Line]:
         numbers = ", ".join(f"{name} {number(value)}" for name, value in finding.evidence.items())
         yield from _labelled("numbers", numbers, width)
     yield from _labelled("why", finding.rationale, width)
-    yield from _labelled("fix", printable(finding.remedy), width, "green")
+    yield from _verbatim("fix", finding.remedy, "green", indent=4)
 
 
 def _reasons(subject: Subject) -> Iterator[tuple[str, list[str]]]:
@@ -157,9 +158,10 @@ def explain_lines(rule: Rule, width: int) -> list[Line]:
     ]
     parts = [("formula", rule.formula), ("limit", rule.limit), ("needs", ", ".join(rule.needs) or "tensor names")]
     parts += [("silent on" if not index else "", text) for index, text in enumerate(rule.false_alarms)]
-    parts += [("fix", rule.remedy.replace("{path}", "model.pt")), ("reference", rule.reference)]
     for label, text in parts:
         lines.extend(_labelled(label, text, width, indent=0))
+    lines.extend(_verbatim("fix", rule.remedy.replace("{path}", "model.pt"), "dim", indent=0))
+    lines.extend(_labelled("reference", rule.reference, width, indent=0))
     return lines
 
 
@@ -170,6 +172,12 @@ def _labelled(
     room = max(20, width - indent - label_width)
     for index, piece in enumerate(_pieces(text, room)):
         yield (Span(" " * indent), Span(f"{'' if index else label:<{label_width}}", style), Span(piece))
+
+
+def _verbatim(label: str, code: str, style: str, *, indent: int) -> Iterator[Line]:
+    """Lines to paste, never broken."""
+    for index, line in enumerate(code.splitlines()):
+        yield (Span(" " * indent), Span(f"{'' if index else label:<{_LABEL}}", style), Span(printable(line)))
 
 
 def _wrapped(text: str, width: int, *, indent: int) -> Iterator[Line]:

@@ -31,7 +31,10 @@ RULE = Rule(
         "instance norm, which normalises each sample by itself",
         "a state dict: it does not tell a batch norm without buffers from an instance norm (not checked)",
     ),
-    remedy="build the layer with track_running_stats=True and train again, or use GroupNorm",
+    remedy=(
+        "layer = torch.nn.BatchNorm2d(channels)  # track_running_stats=True, then train again\n"
+        "# or a norm that never looks at the batch: torch.nn.GroupNorm(groups, channels)"
+    ),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html",
     check_layer=check,
 )

@@ -29,8 +29,14 @@ RULE = Rule(
     limit="none",
     false_alarms=("right after torch.optim.swa_utils.update_bn, which averages over one pass with fixed weights",),
     remedy=(
-        "[m.reset_running_stats() for m in model.modules() if hasattr(m, 'reset_running_stats')]; model.train(); "
-        "[model(x) for x, _ in loader]  # under torch.no_grad()"
+        "for m in model.modules():  # a fresh average over one pass with the final weights\n"
+        "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
+        "        m.reset_running_stats()\n"
+        "model.train()\n"
+        "with torch.no_grad():\n"
+        "    for x, _ in loader:\n"
+        "        model(x)\n"
+        "model.eval()"
     ),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (momentum=None)",
     check_layer=check,

@@ -82,7 +82,7 @@ RULE = Rule(
     ),
     limit="a notice; a warning where more than half of a layer's channels are dead",
     false_alarms=("a tiny but live variance: a well-known pretrained Inception v3 ships 1.9e-14",),
-    remedy="prune the channels, or look for a ReLU that is never active and inputs that are constant",
+    remedy="# prune the channels, or look for a ReLU that is never active, or constant inputs",
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (running estimates)",
     check_layer=check,
 )

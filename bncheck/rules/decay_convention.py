@@ -37,7 +37,7 @@ RULE = Rule(
     formula="momentum in PyTorch's sense, the weight of the new batch; 1 / momentum batches are averaged over",
     limit="0.5, a window of two batches; 0.9, 0.99, 0.997, 0.999 are the usual ports",
     false_alarms=("None, 0.001, 0.01, 0.03 and 0.1 are legitimate in PyTorch",),
-    remedy="layer.momentum = 1 - layer.momentum  # then run the data once in training mode",
+    remedy="layer.momentum = 1 - layer.momentum  # then run data through it in train()",
     reference=(
         "https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (note on momentum); "
         "https://keras.io/api/layers/normalization_layers/batch_normalization/"

@@ -56,7 +56,7 @@ RULE = Rule(
         "a dead channel under the usual eps of 1e-5 has a gain of 316",
         "a file without eps where the verdict depends on it (not checked)",
     ),
-    remedy="raise eps to 1e-5 or more and re-estimate the moments, or prune the channel",
+    remedy="layer.eps = 1e-5  # then re-estimate the moments, or prune the channel",
     reference="IEEE 754 binary16; https://arxiv.org/abs/1712.05877 (folding batch norm for quantised inference)",
     check_layer=check,
 )

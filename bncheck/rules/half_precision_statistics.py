@@ -29,8 +29,9 @@ RULE = Rule(
     limit="none",
     false_alarms=("a half-precision network whose batch norms were kept in float32",),
     remedy=(
-        "[m.float() for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]  # from the "
-        "float32 checkpoint"
+        "for m in model.modules():  # starting from the float32 checkpoint\n"
+        "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
+        "        m.float()"
     ),
     reference="https://docs.pytorch.org/docs/stable/amp.html (batch_norm keeps float32 under autocast)",
     check_layer=check,

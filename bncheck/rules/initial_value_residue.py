@@ -68,8 +68,15 @@ RULE = Rule(
         "momentum None: the first batch replaces the initial values",
     ),
     remedy=(
-        "train on, or set momentum=None on the layers and run model.train(); [model(x) for x, _ in loader]  # under "
-        "torch.no_grad()"
+        "for m in model.modules():\n"
+        "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
+        "        m.momentum = None  # a plain average; or train on\n"
+        "        m.reset_running_stats()\n"
+        "model.train()\n"
+        "with torch.no_grad():\n"
+        "    for x, _ in loader:\n"
+        "        model(x)\n"
+        "model.eval()"
     ),
     reference="https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/ExponentialMovingAverage (zero_debias)",
     check_layer=check,

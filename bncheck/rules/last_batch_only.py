@@ -27,7 +27,7 @@ RULE = Rule(
     formula="momentum == 1",
     limit="none",
     false_alarms=(),
-    remedy="layer.momentum = 0.1  # PyTorch's default, then run the data once in training mode under torch.no_grad()",
+    remedy="layer.momentum = 0.1  # PyTorch's default; then run data through it in train()",
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (momentum)",
     check_layer=check,
 )

@@ -42,7 +42,11 @@ RULE = Rule(
     formula="the momentum of a layer is not the one most layers of its network have",
     limit="none",
     false_alarms=("copies of a network (ema, teacher) are each judged by themselves",),
-    remedy="[setattr(m, 'momentum', 0.1) for m in model.modules() if hasattr(m, 'running_var')]",
+    remedy=(
+        "for m in model.modules():\n"
+        "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
+        "        m.momentum = 0.1"
+    ),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (momentum)",
     check_model=check,
 )

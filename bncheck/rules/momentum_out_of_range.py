@@ -30,7 +30,10 @@ RULE = Rule(
     formula="momentum < 0, momentum > 1 or NaN",
     limit="0 and 1",
     false_alarms=(),
-    remedy="layer.momentum = 0.1  # the default; then layer.reset_running_stats(), and train",
+    remedy=(
+        "layer.momentum = 0.1  # PyTorch's default\n"
+        "layer.reset_running_stats()  # then train, or run data through it in train()"
+    ),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (momentum)",
     check_layer=check,
 )

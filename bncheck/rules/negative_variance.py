@@ -50,8 +50,11 @@ RULE = Rule(
     limit="0; where eps is not in the file, 1e-3 stands for the largest in use",
     false_alarms=("a converter's eps shift of −1e-3 to −1e-5 that eps outweighs is a notice",),
     remedy=(
-        "average weights, not buffers; then model.train(); [model(x) for x, _ in loader]  # learns the moments anew, "
-        "under torch.no_grad()"
+        "model.train()  # learns the moments anew; average weights, never buffers\n"
+        "with torch.no_grad():\n"
+        "    for x, _ in loader:\n"
+        "        model(x)\n"
+        "model.eval()"
     ),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.optim.swa_utils.update_bn.html",
     check_layer=check,

@@ -55,8 +55,14 @@ RULE = Rule(
     limit="none",
     false_alarms=(),
     remedy=(
-        "[m.reset_running_stats() for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]; "
-        "model.train(); [model(x) for x, _ in loader]  # in float32, under torch.no_grad()"
+        "for m in model.modules():\n"
+        "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
+        "        m.reset_running_stats()\n"
+        "model.float().train()  # then run finite data through it\n"
+        "with torch.no_grad():\n"
+        "    for x, _ in loader:\n"
+        "        model(x)\n"
+        "model.eval()"
     ),
     reference="https://docs.pytorch.org/docs/stable/notes/amp_examples.html (GradScaler skips steps, not buffers)",
     check_model=check,

@@ -46,7 +46,7 @@ RULE = Rule(
         "FrozenBatchNorm, and layers without running moments, whose mode changes nothing",
         "networks meant to predict in training mode (pix2pix, test-time adaptation): ignore the rule for them",
     ),
-    remedy='model.eval(); torch.save(model, "{path}")  # and call eval() after loading too',
+    remedy=('model.eval()  # before saving, and again after loading\ntorch.save(model, "{path}")'),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.eval",
     check_model=check,
 )

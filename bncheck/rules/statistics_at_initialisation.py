@@ -82,8 +82,11 @@ RULE = Rule(
         "an unused auxiliary head, never run (not checked)",
     ),
     remedy=(
-        "model.train(); [model(x) for x, _ in loader]; model.eval()  # momentum > 0, under torch.no_grad(): "
-        "learns the moments, leaves the weights"
+        "model.train()  # with momentum > 0: learns the moments, leaves the weights\n"
+        "with torch.no_grad():\n"
+        "    for x, _ in loader:\n"
+        "        model(x)\n"
+        "model.eval()"
     ),
     reference="https://arxiv.org/abs/1502.03167 (Ioffe and Szegedy 2015, algorithm 2: inference needs the moments)",
     check_model=check,

@@ -52,7 +52,7 @@ RULE = Rule(
         "LayerNorm and GroupNorm beside batch norm: of version 1 in a state dict, or of another naming family",
         "instance norm without running moments",
     ),
-    remedy='torch.save(model.state_dict(), "{path}")  # not parameters(): state_dict() holds the buffers too',
+    remedy='torch.save(model.state_dict(), "{path}")  # not parameters(): buffers count too',
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.state_dict",
     check_model=check,
 )

@@ -28,7 +28,10 @@ RULE = Rule(
     formula="the class is an instance norm and both running buffers are in the file",
     limit="none",
     false_alarms=("an instance norm without running moments, torch's default",),
-    remedy="build it with track_running_stats=False (the default) and drop its running_* keys when loading",
+    remedy=(
+        "layer = torch.nn.InstanceNorm2d(channels, affine=True)  # track_running_stats=False\n"
+        'model.load_state_dict({k: v for k, v in state.items() if "running_" not in k})'
+    ),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.InstanceNorm2d.html",
     check_layer=check,
 )

@@ -29,7 +29,7 @@ RULE = Rule(
     formula="momentum == 0",
     limit="error where the moments are at initialisation, else a notice (frozen on purpose)",
     false_alarms=("frozen layers with learned moments are a notice",),
-    remedy="layer.momentum = 0.1  # PyTorch's default, then train or run the data once in training mode",
+    remedy="layer.momentum = 0.1  # PyTorch's default; then train, or run data through it in train()",
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (momentum)",
     check_layer=check,
 )
