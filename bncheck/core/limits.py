@@ -47,15 +47,19 @@ class Limits:
     pickle_integer_bytes: int = 1024
     # Modules nested deeper than this are no network (torch's own recursion would fail first).
     nesting: int = 200
+    # Characters in a dotted name; the longest in published models have some 200.
+    name_length: int = 4096
     # Containers looked into while searching for models inside a checkpoint.
     containers: int = 500_000
     # torch writes one member for each storage: an Adam checkpoint of 1e4 tensors has 3e4.
     zip_members: int = 300_000
     zip_directory_bytes: int = 64 * 2**20
-    # What a deflated member (some tools repack archives) may unpack to in memory.
+    # What deflated members (some tools repack archives) may unpack to, all together.
     zip_inflated_bytes: int = 256 * 2**20
     # The format itself caps the header at 100 MB (safetensors README); parsed JSON takes ten times its size.
     safetensors_header_bytes: int = 32 * 2**20
+    # Separate reads for a tensor that is scattered over a large storage (a column of a big matrix).
+    scattered_reads: int = 65_536
     # Channels of one normalisation layer; the widest published layers have some 1e5.
     channels: int = 2**22
     # Bytes of batch-norm tensors read from one file: 600 times ResNet-50's.

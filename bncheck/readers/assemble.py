@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bncheck.core.checkpoint import TensorRef, Unread
 from bncheck.core.errors import UnreadableFile
 from bncheck.core.layers import Averaging, Float64Array, Momentum, NormKind, NormLayer, family_of
 from bncheck.readers.networks import ModuleFacts
 from bncheck.readers.norm_classes import kind_of
+from bncheck.readers.pickle_records import Inert
 
 # Checkpoint keys that lead to the network being trained.
 _MODEL_KEYS = frozenset(
@@ -36,6 +38,8 @@ class Statement:
     group: str
     tensors: Mapping[str, TensorRef]
     """By dotted name inside the network."""
+    opaque: Mapping[str, str] = field(default_factory=dict)
+    """Tensors whose numbers cannot be read: name → what would rebuild them."""
     modules: Mapping[str, ModuleFacts] | None = None
     versions: Mapping[str, int] | None = None
     in_order: bool = True
@@ -76,8 +80,9 @@ def assemble(statement: Statement, load: Load) -> Assembled:
         statement: the network.
         load: reads one tensor's values.
     """
-    by_layer: dict[str, dict[str, TensorRef]] = {}
-    for name, tensor in statement.tensors.items():
+    by_layer: dict[str, dict[str, TensorRef | str]] = {}
+    everything: Mapping[str, TensorRef | str] = {**statement.tensors, **statement.opaque}
+    for name, tensor in everything.items():
         prefix, _, leaf = name.rpartition(".")
         by_layer.setdefault(prefix, {})[leaf] = tensor
     if statement.modules is not None:
@@ -94,26 +99,28 @@ def assemble(statement: Statement, load: Load) -> Assembled:
         if kind is not None:
             facts = None if statement.modules is None else statement.modules[name]
             leaves = by_layer.get(name, {})
-            values, failed = _load_all(name, leaves, facts, load)
+            values, failed = _load_all(name, leaves, load)
             unread.extend(failed)
-            layers.append(_layer(name, kind, statement.group, leaves, values, facts, followed.get(name)))
+            references = {leaf: tensor for leaf, tensor in leaves.items() if isinstance(tensor, TensorRef)}
+            layers.append(_layer(name, kind, statement.group, references, values, facts, followed.get(name)))
     return Assembled(tuple(layers), tuple(unread))
 
 
 def _module_kind(facts: ModuleFacts) -> NormKind | None:
-    if not {"running_mean", "running_var"} <= facts.buffers.keys():
+    if not facts.tensors.keys() >= set(_STATISTICS):
         return None
-    return kind_of(facts.class_path, holds_statistics=facts.buffers["running_mean"] is not None)
+    return kind_of(facts.class_path, holds_statistics=facts.tensors["running_mean"] is not None)
 
 
 def _state_dict_kind(
-    name: str, leaves: Mapping[str, TensorRef], families: set[str], versions: Mapping[str, int] | None
+    name: str, leaves: Mapping[str, TensorRef | str], families: set[str], versions: Mapping[str, int] | None
 ) -> NormKind | None:
     if "running_mean" in leaves or "running_var" in leaves:
         return NormKind.BATCH
-    if leaves.keys() != {"weight", "bias"} or any(len(tensor.shape) != 1 for tensor in leaves.values()):
+    weight, bias = leaves.get("weight"), leaves.get("bias")
+    if len(leaves) != 2 or not isinstance(weight, TensorRef) or not isinstance(bias, TensorRef):
         return None
-    if leaves["weight"].shape != leaves["bias"].shape:
+    if len(weight.shape) != 1 or weight.shape != bias.shape:
         return None
     if versions is not None and versions.get(name, 0) < _NORM_BASE_VERSION:
         return None
@@ -121,42 +128,41 @@ def _state_dict_kind(
 
 
 def _after_bias(
-    by_layer: Mapping[str, Mapping[str, TensorRef]], modules: Mapping[str, ModuleFacts] | None
+    by_layer: Mapping[str, Mapping[str, TensorRef | str]], modules: Mapping[str, ModuleFacts] | None
 ) -> dict[str, int]:
-    """For each layer, the length of the bias of the layer with tensors before it, where that is no norm."""
+    """For each layer, the length of the bias of the layer with tensors before it, where that is no norm; else −1."""
     followed: dict[str, int] = {}
     previous = -1
     for name in by_layer if modules is None else (name for name in modules if name in by_layer):
         followed[name] = previous
-        leaves = by_layer[name]
-        weight, bias = leaves.get("weight"), leaves.get("bias")
-        previous = bias.shape[0] if weight and bias and len(weight.shape) > 1 and len(bias.shape) == 1 else -1
+        weight, bias = by_layer[name].get("weight"), by_layer[name].get("bias")
+        previous = -1
+        if isinstance(weight, TensorRef) and isinstance(bias, TensorRef):
+            previous = bias.shape[0] if len(weight.shape) > 1 and len(bias.shape) == 1 else -1
     return followed
 
 
+_STATISTICS = ("running_mean", "running_var")
+# A lazy layer's tensors before its first batch: there is nothing to read yet.
+_PLACEHOLDERS = ("torch.nn.parameter.UninitializedBuffer", "torch.nn.parameter.UninitializedParameter")
+
+
 def _load_all(
-    name: str, leaves: Mapping[str, TensorRef], facts: ModuleFacts | None, load: Load
+    name: str, leaves: Mapping[str, TensorRef | str], load: Load
 ) -> tuple[dict[str, Float64Array], list[Unread]]:
     values: dict[str, Float64Array] = {}
     failed: list[Unread] = []
-    for leaf in ("running_mean", "running_var", "num_batches_tracked", "weight", "bias"):
+    for leaf in (*_STATISTICS, "num_batches_tracked", "weight", "bias"):
         full = f"{name}.{leaf}" if name else leaf
-        if leaf in leaves:
-            try:
-                values[leaf] = load(leaves[leaf])
-            except UnreadableFile as error:
-                failed.append(Unread(full, str(error)))
-        elif facts is not None and leaf in _STATISTICS and _is_given(facts, leaf):
-            failed.append(Unread(full, "it is no plain tensor (sparse, quantised, on the meta device or a subclass)"))
+        match leaves.get(leaf):
+            case TensorRef() as tensor:
+                try:
+                    values[leaf] = load(tensor)
+                except UnreadableFile as error:
+                    failed.append(Unread(full, str(error)))
+            case str(maker) if maker not in _PLACEHOLDERS:
+                failed.append(Unread(full, f"its numbers are not stored as they are (it is made by {maker})"))
     return values, failed
-
-
-_STATISTICS = ("running_mean", "running_var")
-
-
-def _is_given(facts: ModuleFacts, leaf: str) -> bool:
-    """Whether a buffer is there at all; a lazy layer's are placeholders until its first batch."""
-    return facts.buffers.get(leaf) is not None and "Lazy" not in facts.class_path
 
 
 def _layer(
@@ -207,7 +213,14 @@ def _per_channel(array: Float64Array | None, features: int | None) -> Float64Arr
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    match value:
+        case bool():
+            return None
+        case int() | float():
+            return float(value)
+        case Inert(maker=maker, args=(Inert(args=("f8", *_)), bytes(raw))) if maker.name == "scalar" and len(raw) == 8:
+            return float(struct.unpack("<d", raw)[0])  # numpy.float64, of numpy's own little-endian writers
+    return None
 
 
 def _integer(value: object) -> int | None:

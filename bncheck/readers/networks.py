@@ -12,6 +12,8 @@ from bncheck.readers.pickle_records import IdentityKey, Inert, PickledDict, Pick
 Path = tuple[str, ...]
 
 _MODULE_KEYS = frozenset({"_parameters", "_buffers", "_modules"})
+# Where the functions live that rebuild tensors of other kinds than a strided view.
+_TENSOR_MODULES = frozenset({"torch._utils", "torch.nn.parameter"})
 _OPTIMIZER_KEYS = frozenset({"state", "param_groups"})
 
 
@@ -21,7 +23,8 @@ class ModuleFacts:
 
     class_path: str
     attributes: Mapping[object, object]
-    buffers: Mapping[object, object]
+    tensors: Mapping[object, object]
+    """Parameters and buffers, whatever they are; None where a layer was built without one."""
 
 
 @dataclass(slots=True)
@@ -31,12 +34,14 @@ class Network:
     Attributes:
         path: keys that lead to it from the top.
         tensors: by dotted name inside the network, in the file's order.
+        opaque: tensors whose numbers cannot be read (sparse, quantised, lazy …): name → what would rebuild them.
         modules: by dotted name; None for a state dict, which has no modules.
         versions: ``_metadata`` versions by module name; None where the file has no metadata.
     """
 
     path: Path
     tensors: dict[str, PickledTensor] = field(default_factory=dict)
+    opaque: dict[str, str] = field(default_factory=dict)
     modules: dict[str, ModuleFacts] | None = None
     versions: dict[str, int] | None = None
 
@@ -58,43 +63,67 @@ def is_module(value: object) -> bool:
 def search(root: object, limits: Limits) -> Findings:
     """Find every network and optimizer in an object, each once, in the file's order.
 
+    A module kept in a plain attribute of another (a list of layers, say) is no submodule, and ``.eval()`` never
+    reaches it; it counts as part of that network, under the attribute's name.
+
     Raises:
         UnreadableFile: it holds more containers than any checkpoint, or modules nested without end.
     """
     found = Findings()
     seen: set[int] = set()
-    waiting: list[tuple[Path, object]] = [((), root)]
+    waiting: list[tuple[Path, Network | None, object]] = [((), None, root)]
     while waiting:
-        path, value = waiting.pop()
+        path, owner, value = waiting.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
         if len(seen) > limits.containers or len(path) > limits.nesting:
             raise UnreadableFile("it nests more containers than any checkpoint does")
+        if path and len(path[-1]) > limits.name_length:
+            raise UnreadableFile(f"a key has {len(path[-1])} characters")
         if isinstance(value, Inert) and is_module(value):
-            network, attached = _module_tree(path, value, seen, limits)
-            found.networks.append(network)
-            waiting.extend(reversed(attached))
-            continue
-        if _is_optimizer(value):
+            network = Network(path, modules={}) if owner is None else owner
+            if owner is None:
+                found.networks.append(network)
+            attached = _walk_modules(network, ".".join(path[len(network.path) :]), value, seen, limits)
+            waiting.extend((child_path, network, child) for child_path, child in reversed(attached))
+        elif _is_optimizer(value):
             found.optimizers.append((path, _entries(value)["state"]))
-            continue
-        if isinstance(value, dict):
-            tensors = {
-                key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, PickledTensor)
-            }
-            if tensors:
-                found.networks.append(Network(path, tensors, versions=_versions(value)))
-        waiting.extend(reversed([(path + step, child) for step, child in _children(value)]))
+        else:
+            if isinstance(value, dict):
+                _add_state_dict(found, path, value)
+            waiting.extend((path + step, owner, child) for step, child in reversed(list(_children(value))))
     return found
 
 
-def _module_tree(path: Path, root: Inert, seen: set[int], limits: Limits) -> tuple[Network, list[tuple[Path, object]]]:
-    """Walk ``_modules`` depth first, as ``named_modules()`` does: a shared module counts under its first name."""
-    network = Network(path, modules={})
+def _add_state_dict(found: Findings, path: Path, entries: Mapping[object, object]) -> None:
+    network = Network(path, versions=_versions(entries))
+    for name, value in entries.items():
+        if isinstance(name, str):
+            _add_tensor(network, name, value)
+    if network.tensors or network.opaque:
+        found.networks.append(network)
+
+
+def _add_tensor(network: Network, name: str, value: object) -> None:
+    match value:
+        case PickledTensor():
+            network.tensors[name] = value
+        case Inert(maker=maker) if maker.module in _TENSOR_MODULES:
+            network.opaque[name] = maker.path
+
+
+def _walk_modules(
+    network: Network, prefix: str, root: Inert, seen: set[int], limits: Limits
+) -> list[tuple[Path, object]]:
+    """Walk ``_modules`` depth first, as ``named_modules()`` does: a shared module counts under its first name.
+
+    Returns:
+        Attributes that may hold further networks, with the keys that lead to them from the top.
+    """
     assert network.modules is not None
     attached: list[tuple[Path, object]] = []
-    waiting: list[tuple[str, int, Inert]] = [("", 0, root)]
+    waiting: list[tuple[str, int, Inert]] = [(prefix, 0, root)]
     visited: set[int] = set()
     while waiting:
         name, depth, module = waiting.pop()
@@ -104,29 +133,26 @@ def _module_tree(path: Path, root: Inert, seen: set[int], limits: Limits) -> tup
         seen.add(id(module))
         if depth > limits.nesting or len(seen) > limits.containers:
             raise UnreadableFile("its modules are nested deeper or are more than any network's")
+        if len(name) > limits.name_length:
+            raise UnreadableFile(f"the name of a module has {len(name)} characters")
         attributes = module.attributes
-        buffers = _table(attributes, "_buffers")
-        network.modules[name] = ModuleFacts(module.maker.path, attributes, buffers)
-        for table in (_table(attributes, "_parameters"), buffers):
-            for key, item in table.items():
-                if isinstance(key, str) and isinstance(item, PickledTensor):
-                    network.tensors[_join(name, key)] = item
+        tensors = {**_table(attributes, "_parameters"), **_table(attributes, "_buffers")}
+        network.modules[name] = ModuleFacts(module.maker.path, attributes, tensors)
+        for key, item in tensors.items():
+            if isinstance(key, str):
+                _add_tensor(network, _join(name, key), item)
         children = [
             (_join(name, key), depth + 1, child)
             for key, child in _table(attributes, "_modules").items()
             if isinstance(key, str) and isinstance(child, Inert) and is_module(child)
         ]
         waiting.extend(reversed(children))
-        for key, item in attributes.items():
-            # A layer kept in a plain list is no submodule: `.eval()` never reaches it, so it must be seen.
-            if (
-                isinstance(key, str)
-                and key not in _MODULE_KEYS
-                and isinstance(item, (dict, list, tuple, Inert))
-                and item
-            ):
-                attached.append(((*path, _join(name, key)), item))
-    return network, attached
+        attached.extend(
+            ((*network.path, _join(name, key)), item)
+            for key, item in attributes.items()
+            if isinstance(key, str) and key not in _MODULE_KEYS and _may_hold_networks(item)
+        )
+    return attached
 
 
 def _table(attributes: Mapping[object, object], key: str) -> Mapping[object, object]:

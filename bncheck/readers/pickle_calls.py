@@ -62,6 +62,9 @@ def torch_calls(limits: Limits) -> Mapping[str, Call]:
 
     def rebuild_tensor(args: tuple[object, ...]) -> object:
         match args:
+            case (_, _, _, _, _, _, dict() as flags) if flags:
+                # {"neg": True} or {"conj": True}: the stored numbers are not yet the tensor's.
+                return Inert(GlobalRef("torch._utils", "_rebuild_tensor_v2"), args)
             case (PickledStorage() as storage, int(offset), tuple() as shape, tuple() as strides, *_):
                 return _tensor(storage, storage.dtype or "uint8", offset, shape, strides, limits)
         raise UnreadableFile("a tensor is rebuilt from arguments torch never writes")
@@ -117,6 +120,7 @@ _OPAQUE: tuple[str, ...] = (
         for module in _BUILTINS
         for name in ("bytearray", "bytes", "complex", "slice", "range", "object")
     ),
+    "__builtin__.xrange",
     "collections.deque",
     "datetime.date",
     "datetime.datetime",
@@ -134,6 +138,7 @@ _OPAQUE: tuple[str, ...] = (
     "pathlib.WindowsPath",
     "pathlib._local.PosixPath",
     "pathlib._local.WindowsPath",
+    "types.SimpleNamespace",
     "uuid.UUID",
     "numpy.dtype",
     "numpy.ndarray",
@@ -145,6 +150,8 @@ _OPAQUE: tuple[str, ...] = (
     "numpy.random._pickle.__bit_generator_ctor",
     "numpy.random._pickle.__generator_ctor",
     "numpy.random._pickle.__randomstate_ctor",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
+    "torch._C.Generator",
     "torch.Size",
     "torch.device",
     "torch.torch_version.TorchVersion",
@@ -153,6 +160,7 @@ _OPAQUE: tuple[str, ...] = (
     "torch.nn.parameter.UninitializedBuffer",
     "torch._utils._rebuild_device_tensor_from_numpy",
     "torch._utils._rebuild_meta_tensor_no_storage",
+    "torch._utils._rebuild_nested_tensor",
     "torch._utils._rebuild_qtensor",
     "torch._utils._rebuild_sparse_tensor",
     "torch._utils._rebuild_wrapper_subclass",

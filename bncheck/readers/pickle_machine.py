@@ -18,6 +18,7 @@ from bncheck.readers.pickle_records import GlobalRef, IdentityKey, Inert, Pickle
 Call = Callable[[tuple[object, ...]], object]
 PersistentLoad = Callable[[object], object]
 
+_WRAPS = 2**60
 _NO_CALLS: frozenset[str] = frozenset()
 
 
@@ -319,8 +320,7 @@ class _Machine:
             raise self._broken("a key has no value")
         for index in range(0, len(items), 2):
             key = items[index]
-            plain = key is None or isinstance(key, (str, int, float, bytes, GlobalRef))
-            target[key if plain else IdentityKey(key)] = items[index + 1]
+            target[key if _hashes_safely(key) else IdentityKey(key)] = items[index + 1]
 
     # --- memo ------------------------------------------------------------------------------------
 
@@ -339,7 +339,10 @@ class _Machine:
         self._get(self._unsigned(4))
 
     def put_line(self) -> None:
-        self._memo[self._integer(self._line())] = self._stack[-1]
+        index = self._integer(self._line())
+        if not 0 <= index < _WRAPS:
+            raise self._broken(f"memo index {index} is out of range")
+        self._memo[index] = self._stack[-1]
 
     def bin_put(self) -> None:
         self._memo[self._unsigned(1)] = self._stack[-1]
@@ -435,6 +438,19 @@ class _Machine:
                 raise UnsafeFile(f"loading it would change attributes of {target.path[:200]}; do not load this file")
             case _:
                 raise self._broken("state is set on something that has none")
+
+
+def _hashes_safely(key: object) -> bool:
+    """Whether a forger cannot make many such keys collide, nor overflow the C stack by hashing one.
+
+    Text and bytes are hashed with a secret; integers hash to themselves below 2**61 - 1 and wrap around above.
+    """
+    match key:
+        case int():
+            return -_WRAPS < key < _WRAPS
+        case str() | bytes() | GlobalRef() | None:
+            return True
+    return False
 
 
 _HANDLERS: dict[int, Callable[[_Machine], None]] = {

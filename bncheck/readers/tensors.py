@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bncheck.core.checkpoint import TensorRef
-from bncheck.core.errors import UnreadableFile, UnsafeFile
+from bncheck.core.errors import UnreadableFile
 from bncheck.core.layers import Float64Array
 from bncheck.core.limits import Limits
 
@@ -48,6 +49,10 @@ DTYPES: Mapping[str, NumberFormat] = {
     "qint32": NumberFormat(4),
 }
 
+# A view that covers at least this share of its span is read in one piece; a short span always is.
+_DENSE_ENOUGH = 8
+_ALWAYS_AT_ONCE = 65_536
+
 ReadRange = Callable[[str, int, int], bytes]
 """(storage key, first byte, length) → bytes."""
 
@@ -64,27 +69,41 @@ class ArrayReader:
         """The tensor's values, of its own shape.
 
         Raises:
-            UnreadableFile: the bytes are missing, or the number format cannot be read.
-            UnsafeFile: it is too large for a normalisation layer, or the file holds too much of them.
+            UnreadableFile: the bytes are missing, the number format cannot be read, or it is too large for a
+                normalisation layer.
         """
         known = DTYPES.get(tensor.dtype)
         if known is None or known.numpy_kind is None:
             raise UnreadableFile(f"{tensor.name} is stored as {tensor.dtype}, which holds no statistics bncheck reads")
         if prod(tensor.shape) > self._limits.channels:
-            raise UnsafeFile(f"{tensor.name} has {prod(tensor.shape)} elements, too many for a normalisation layer")
-        if not all(tensor.shape):
-            return np.zeros(tensor.shape, dtype=np.float64)
-        span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
-        self._left -= max(span, prod(tensor.shape)) * known.width
+            raise UnreadableFile(f"{tensor.name} has {prod(tensor.shape)} elements, too many for a normalisation layer")
+        self._left -= max(prod(tensor.shape), 1) * known.width
         if self._left < 0:
-            raise UnsafeFile(f"the file holds more than {self._limits.statistics_bytes} bytes of batch-norm tensors")
-        raw = self._read_range(tensor.storage, tensor.storage_offset * known.width, span * known.width)
-        flat = np.frombuffer(raw, dtype=np.dtype(known.numpy_kind).newbyteorder(">" if tensor.big_endian else "<"))
-        view = np.lib.stride_tricks.as_strided(
-            flat, tensor.shape, tuple(stride * known.width for stride in tensor.strides), writeable=False
-        )
+            raise UnreadableFile(f"its batch-norm tensors take more than {self._limits.statistics_bytes} bytes")
+        with np.errstate(invalid="ignore"):
+            return self._values(tensor, tensor.shape, tensor.strides, tensor.storage_offset).astype(np.float64)
+
+    def _values(
+        self, tensor: TensorRef, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+    ) -> NDArray[np.generic]:
+        """The elements of a (part of a) tensor in its own number format; float32 for bfloat16."""
+        numel = prod(shape)
+        if not numel:
+            return np.zeros(shape, dtype=np.float32)
+        span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        if span > _DENSE_ENOUGH * numel + _ALWAYS_AT_ONCE:
+            if numel > self._limits.scattered_reads:
+                raise UnreadableFile(f"{tensor.name} is scattered over {span} elements of its storage")
+            parts = [
+                self._values(tensor, shape[1:], strides[1:], offset + index * strides[0]) for index in range(shape[0])
+            ]
+            return np.stack(parts)
+        kind, width = DTYPES[tensor.dtype].numpy_kind, DTYPES[tensor.dtype].width
+        raw = self._read_range(tensor.storage, offset * width, span * width)
+        flat = np.frombuffer(raw, dtype=np.dtype(kind).newbyteorder(">" if tensor.big_endian else "<"))
+        steps = tuple(stride * width for stride in strides)
+        view: NDArray[np.generic] = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
         if tensor.dtype == "bfloat16":
             # The upper half of a float32: https://en.wikipedia.org/wiki/Bfloat16_floating-point_format
-            view = (view.astype(np.uint32) << 16).view(np.float32)
-        with np.errstate(invalid="ignore"):
-            return view.astype(np.float64)
+            return (view.astype(np.uint32) << 16).view(np.float32)
+        return view

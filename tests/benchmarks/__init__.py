@@ -1,0 +1,1 @@
+"""What bncheck costs, measured as ratios within one run."""
