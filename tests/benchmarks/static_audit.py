@@ -198,7 +198,9 @@ def torch_command(path: str) -> tuple[str, ...]:
 def environment() -> dict[str, str]:
     """This process's, with the project's own package in reach."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # An installed package is compiled once, as torch is here; a source tree in a shell that forbids it would not be.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def measure(folder: str, *, small: bool, size: float, pairs: int) -> tuple[Measured, Measured, Pairs]:
