@@ -42,27 +42,38 @@ class Limits:
     # A whole-module pickle of a 1000-layer network takes about 1e5 opcodes, an Adam checkpoint of 1e4 tensors
     # about 1e6. Above this the reader would need more memory than a gate may use.
     pickle_opcodes: int = 5_000_000
-    pickle_bytes: int = 256 * 2**20
+    pickle_bytes: int = 128 * 2**20
+    # One text or bytes object; a vocabulary kept in a checkpoint takes some MB. Decoded text can take four times that.
+    pickle_string_bytes: int = 16 * 2**20
+    # Different classes and functions one pickle names, and the length of such a name.
+    pickle_globals: int = 100_000
+    pickle_name_length: int = 1000
+    # Bytes that constructors copy (a set of a list, bytes of text): an opcode may copy what another has built.
+    pickle_copied_bytes: int = 64 * 2**20
     # CPython refuses to print integers above 4300 digits; no checkpoint holds one of 1 KiB.
     pickle_integer_bytes: int = 1024
     # Modules nested deeper than this are no network (torch's own recursion would fail first).
     nesting: int = 200
     # Characters in a dotted name; the longest in published models have some 200.
     name_length: int = 4096
-    # Containers looked into while searching for models inside a checkpoint.
+    # Containers looked into while searching for models inside a checkpoint, and entries in all of them: a table
+    # shared by many modules counts each time.
     containers: int = 500_000
+    container_entries: int = 5_000_000
+    # Named tensors; the largest mixtures of experts have some 1e5.
+    tensors: int = 300_000
     # torch writes one member for each storage: an Adam checkpoint of 1e4 tensors has 3e4.
     zip_members: int = 300_000
     zip_directory_bytes: int = 64 * 2**20
     # What deflated members (some tools repack archives) may unpack to, all together.
-    zip_inflated_bytes: int = 256 * 2**20
+    zip_inflated_bytes: int = 64 * 2**20
     # The format itself caps the header at 100 MB (safetensors README); parsed JSON takes ten times its size.
-    safetensors_header_bytes: int = 32 * 2**20
+    safetensors_header_bytes: int = 16 * 2**20
     # Separate reads for a tensor that is scattered over a large storage (a column of a big matrix).
     scattered_reads: int = 65_536
     # Channels of one normalisation layer; the widest published layers have some 1e5.
     channels: int = 2**22
-    # Bytes of batch-norm tensors read from one file: 600 times ResNet-50's.
+    # Bytes of batch-norm tensors held for one file, as float64: 300 times ResNet-50's.
     statistics_bytes: int = 128 * 2**20
     tensor_dimensions: int = 64
     # Optimizer step counters looked at to learn how long a checkpoint was trained.

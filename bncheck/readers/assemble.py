@@ -101,6 +101,7 @@ def assemble(statement: Statement, load: Load) -> Assembled:
             leaves = by_layer.get(name, {})
             values, failed = _load_all(name, leaves, load)
             unread.extend(failed)
+            unread.extend(_drop_unequal(name, values))
             references = {leaf: tensor for leaf, tensor in leaves.items() if isinstance(tensor, TensorRef)}
             layers.append(_layer(name, kind, statement.group, references, values, facts, followed.get(name)))
     return Assembled(tuple(layers), tuple(unread))
@@ -165,6 +166,17 @@ def _load_all(
     return values, failed
 
 
+def _drop_unequal(name: str, values: dict[str, Float64Array]) -> list[Unread]:
+    """Take away moments that disagree on the number of channels: no rule could pair them."""
+    mean, variance = (values.get(leaf) for leaf in _STATISTICS)
+    if mean is None or variance is None or mean.size == variance.size:
+        return []
+    for leaf in _STATISTICS:
+        del values[leaf]
+    what = f"{name}.running_mean" if name else "running_mean"
+    return [Unread(what, f"it has {mean.size} channels and running_var has {variance.size}")]
+
+
 def _layer(
     name: str,
     kind: NormKind,
@@ -176,10 +188,11 @@ def _layer(
 ) -> NormLayer:
     mean, variance = (_flat(values.get(leaf)) for leaf in _STATISTICS)
     attributes = {} if facts is None else facts.attributes
-    features = _integer(attributes.get("num_features"))
-    for array in (mean, variance, values.get("weight")):
-        if features is None and array is not None:
-            features = array.size
+    # The tensors' own size comes first: what a forged attribute says must not pair arrays of different lengths.
+    sizes = (array.size for array in (mean, variance) if array is not None)
+    features = next(sizes, None) or _integer(attributes.get("num_features"))
+    if features is None and "weight" in values:
+        features = values["weight"].size
     scale, shift = (_per_channel(values.get(leaf), features) for leaf in ("weight", "bias"))
     stored = leaves.get("running_var") or leaves.get("running_mean")
     return NormLayer(

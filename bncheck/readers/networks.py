@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bncheck.core.errors import UnreadableFile
@@ -69,90 +69,116 @@ def search(root: object, limits: Limits) -> Findings:
     Raises:
         UnreadableFile: it holds more containers than any checkpoint, or modules nested without end.
     """
-    found = Findings()
-    seen: set[int] = set()
-    waiting: list[tuple[Path, Network | None, object]] = [((), None, root)]
-    while waiting:
-        path, owner, value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if len(seen) > limits.containers or len(path) > limits.nesting:
-            raise UnreadableFile("it nests more containers than any checkpoint does")
-        if path and len(path[-1]) > limits.name_length:
-            raise UnreadableFile(f"a key has {len(path[-1])} characters")
-        if isinstance(value, Inert) and is_module(value):
-            network = Network(path, modules={}) if owner is None else owner
-            if owner is None:
-                found.networks.append(network)
-            attached = _walk_modules(network, ".".join(path[len(network.path) :]), value, seen, limits)
-            waiting.extend((child_path, network, child) for child_path, child in reversed(attached))
-        elif _is_optimizer(value):
-            found.optimizers.append((path, _entries(value)["state"]))
-        else:
-            if isinstance(value, dict):
-                _add_state_dict(found, path, value)
-            waiting.extend((path + step, owner, child) for step, child in reversed(list(_children(value))))
-    return found
+    return _Search(limits).run(root)
 
 
-def _add_state_dict(found: Findings, path: Path, entries: Mapping[object, object]) -> None:
-    network = Network(path, versions=_versions(entries))
-    for name, value in entries.items():
-        if isinstance(name, str):
-            _add_tensor(network, name, value)
-    if network.tensors or network.opaque:
-        found.networks.append(network)
+class _Search:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._found = Findings()
+        self._waiting: list[tuple[Path, Network | None, object]] = []
+        self._queued: set[int] = set()
+        self._walked: set[int] = set()
+        self._entries = 0
+        self._tensors = 0
 
+    def run(self, root: object) -> Findings:
+        self._queue([((), root)], None)
+        while self._waiting:
+            path, owner, value = self._waiting.pop()
+            if id(value) in self._walked:
+                continue  # reached as a submodule in the meantime
+            self._walked.add(id(value))
+            if len(path) > self._limits.nesting or (path and len(path[-1]) > self._limits.name_length):
+                raise UnreadableFile("it nests deeper, or has longer keys, than any checkpoint")
+            if isinstance(value, Inert) and is_module(value):
+                self._add_module(path, owner, value)
+            elif _is_optimizer(value):
+                self._found.optimizers.append((path, _entries(value)["state"]))
+            else:
+                if isinstance(value, dict):
+                    self._add_state_dict(path, value)
+                self._queue(((path + step, child) for step, child in _children(value)), owner)
+        return self._found
 
-def _add_tensor(network: Network, name: str, value: object) -> None:
-    match value:
-        case PickledTensor():
-            network.tensors[name] = value
-        case Inert(maker=maker) if maker.module in _TENSOR_MODULES:
-            network.opaque[name] = maker.path
+    def _queue(self, places: Iterable[tuple[Path, object]], owner: Network | None) -> None:
+        """Put what was not queued before on the stack, so that the first comes off first."""
+        fresh: list[tuple[Path, Network | None, object]] = []
+        for path, value in places:
+            self._count()
+            if id(value) not in self._queued:
+                self._queued.add(id(value))
+                fresh.append((path, owner, value))
+        if len(self._queued) > self._limits.containers:
+            raise UnreadableFile("it holds more containers than any checkpoint")
+        self._waiting.extend(reversed(fresh))
 
+    def _count(self, entries: int = 1) -> None:
+        self._entries += entries
+        if self._entries > self._limits.container_entries:
+            raise UnreadableFile("its containers have more entries than any checkpoint's")
 
-def _walk_modules(
-    network: Network, prefix: str, root: Inert, seen: set[int], limits: Limits
-) -> list[tuple[Path, object]]:
-    """Walk ``_modules`` depth first, as ``named_modules()`` does: a shared module counts under its first name.
+    def _add_state_dict(self, path: Path, entries: Mapping[object, object]) -> None:
+        self._count(len(entries))
+        network = Network(path, versions=_versions(entries))
+        for name, value in entries.items():
+            if isinstance(name, str):
+                self._add_tensor(network, name, value)
+        if network.tensors or network.opaque:
+            self._found.networks.append(network)
 
-    Returns:
-        Attributes that may hold further networks, with the keys that lead to them from the top.
-    """
-    assert network.modules is not None
-    attached: list[tuple[Path, object]] = []
-    waiting: list[tuple[str, int, Inert]] = [(prefix, 0, root)]
-    visited: set[int] = set()
-    while waiting:
-        name, depth, module = waiting.pop()
-        if id(module) in visited:
-            continue
-        visited.add(id(module))
-        seen.add(id(module))
-        if depth > limits.nesting or len(seen) > limits.containers:
-            raise UnreadableFile("its modules are nested deeper or are more than any network's")
-        if len(name) > limits.name_length:
-            raise UnreadableFile(f"the name of a module has {len(name)} characters")
-        attributes = module.attributes
-        tensors = {**_table(attributes, "_parameters"), **_table(attributes, "_buffers")}
-        network.modules[name] = ModuleFacts(module.maker.path, attributes, tensors)
-        for key, item in tensors.items():
-            if isinstance(key, str):
-                _add_tensor(network, _join(name, key), item)
-        children = [
-            (_join(name, key), depth + 1, child)
-            for key, child in _table(attributes, "_modules").items()
-            if isinstance(key, str) and isinstance(child, Inert) and is_module(child)
-        ]
-        waiting.extend(reversed(children))
-        attached.extend(
-            ((*network.path, _join(name, key)), item)
-            for key, item in attributes.items()
-            if isinstance(key, str) and key not in _MODULE_KEYS and _may_hold_networks(item)
-        )
-    return attached
+    def _add_tensor(self, network: Network, name: str, value: object) -> None:
+        match value:
+            case PickledTensor():
+                network.tensors[name] = value
+            case Inert(maker=maker) if maker.module in _TENSOR_MODULES:
+                network.opaque[name] = maker.path
+            case _:
+                return
+        self._tensors += 1
+        if self._tensors > self._limits.tensors or len(name) > self._limits.name_length:
+            raise UnreadableFile("it has more named tensors, or longer names, than any checkpoint")
+
+    def _add_module(self, path: Path, owner: Network | None, root: Inert) -> None:
+        network = owner
+        if network is None:
+            network = Network(path, modules={})
+            self._found.networks.append(network)
+        self._walk_modules(network, ".".join(path[len(network.path) :]), root)
+
+    def _walk_modules(self, network: Network, prefix: str, root: Inert) -> None:
+        """Walk ``_modules`` depth first, as ``named_modules()`` does: a shared module counts under its first name."""
+        assert network.modules is not None
+        waiting: list[tuple[str, int, Inert]] = [(prefix, 0, root)]
+        visited: set[int] = set()
+        attached: list[tuple[Path, object]] = []
+        while waiting:
+            name, depth, module = waiting.pop()
+            if id(module) in visited:
+                continue
+            visited.add(id(module))
+            self._walked.add(id(module))
+            if depth > self._limits.nesting or len(name) > self._limits.name_length:
+                raise UnreadableFile("its modules are nested deeper, or have longer names, than any network's")
+            attributes = module.attributes
+            tensors = {**_table(attributes, "_parameters"), **_table(attributes, "_buffers")}
+            children = _table(attributes, "_modules")
+            self._count(len(attributes) + len(tensors) + len(children))
+            network.modules[name] = ModuleFacts(module.maker.path, attributes, tensors)
+            for key, item in tensors.items():
+                if isinstance(key, str):
+                    self._add_tensor(network, _join(name, key), item)
+            waiting.extend(
+                (_join(name, key), depth + 1, child)
+                for key, child in reversed(list(children.items()))
+                if isinstance(key, str) and isinstance(child, Inert) and id(child) not in visited and is_module(child)
+            )
+            attached.extend(
+                ((*network.path, _join(name, key)), item)
+                for key, item in attributes.items()
+                if isinstance(key, str) and key not in _MODULE_KEYS and _may_hold_networks(item)
+            )
+        self._queue(attached, network)
 
 
 def _table(attributes: Mapping[object, object], key: str) -> Mapping[object, object]:

@@ -10,79 +10,40 @@ https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_weights_only_unpickler.py
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeGuard
+from functools import partial
 
-from bncheck.core.errors import UnreadableFile
+from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
 from bncheck.readers.pickle_machine import Call
-from bncheck.readers.pickle_records import GlobalRef, Inert, PickledDict, PickledSet, PickledStorage, PickledTensor
-from bncheck.readers.tensors import DTYPES
+from bncheck.readers.pickle_records import GlobalRef, Inert, PickledDict, PickledSet
+from bncheck.readers.tensor_records import rebuild_tensor, rebuild_tensor_v3
 
-# torch.<X>Storage → number format (torch/storage.py, _dtype_to_storage_type_map).
-_STORAGE_DTYPES: Mapping[str, str] = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexDoubleStorage": "complex128",
-    "ComplexFloatStorage": "complex64",
-    "QUInt8Storage": "quint8",
-    "QInt8Storage": "qint8",
-    "QInt32Storage": "qint32",
-    "QUInt4x2Storage": "quint4x2",
-    "QUInt2x4Storage": "quint2x4",
-}
-_LARGEST = 2**60
+_ENTRY = 64  # bytes that one entry of a copied dict or set takes, about
 
 
-def persistent_storage(persistent_id: object) -> PickledStorage:
-    """The storage named by ``("storage", StorageType, key, location, numel)``.
+# Modules of well-known packages whose classes hold state and run nothing else when they are filled with it.
+_TORCH_CLASSES = ("torch.nn.", "torch.optim.", "torch.ao.", "torch.amp.", "torch.cuda.amp.", "torch.utils.hooks.")
+_STANDARD_CLASSES = frozenset({"argparse.Namespace", "types.SimpleNamespace", "builtins.object", "__builtin__.object"})
 
-    Raises:
-        UnreadableFile: the id has another shape; torch writes no other.
+
+def may_be_instantiated(maker: GlobalRef) -> bool:
+    """Whether a file may make an empty instance of a class and set its state.
+
+    A whole module names its author's classes, which nobody else can judge and which need not be installed here.
+    Classes that are installed everywhere, of Python, torch and NumPy, are what an attacker has to work with: of these
+    only layers, optimizers and plain namespaces may be made.
     """
-    match persistent_id:
-        case ("storage", GlobalRef(module=module, name=name), str(key), str(), int(numel)) if 0 <= numel < _LARGEST:
-            if module in ("torch", "torch.cuda") and name in _STORAGE_DTYPES:
-                return PickledStorage(key, _STORAGE_DTYPES[name], numel)
-            if (module, name) == ("torch.storage", "UntypedStorage"):
-                return PickledStorage(key, None, numel)
-            raise UnreadableFile(f"a storage is of the unknown type {module}.{name}"[:200])
-    raise UnreadableFile("a persistent id does not describe a storage")
+    top = maker.module.partition(".")[0]
+    if maker.in_standard_library:
+        return maker.path in _STANDARD_CLASSES
+    if top == "torch":
+        return f"{maker.module}.".startswith(_TORCH_CLASSES)
+    return top != "numpy"
 
 
 def torch_calls(limits: Limits) -> Mapping[str, Call]:
-    """``module.name`` → record maker, for files written by ``torch.save``."""
-
-    def rebuild_tensor(args: tuple[object, ...]) -> object:
-        match args:
-            case (_, _, _, _, _, _, dict() as flags) if flags:
-                # {"neg": True} or {"conj": True}: the stored numbers are not yet the tensor's.
-                return Inert(GlobalRef("torch._utils", "_rebuild_tensor_v2"), args)
-            case (PickledStorage() as storage, int(offset), tuple() as shape, tuple() as strides, *_):
-                return _tensor(storage, storage.dtype or "uint8", offset, shape, strides, limits)
-        raise UnreadableFile("a tensor is rebuilt from arguments torch never writes")
-
-    def rebuild_tensor_v3(args: tuple[object, ...]) -> object:
-        match args:
-            case (
-                PickledStorage() as storage,
-                int(offset),
-                tuple() as shape,
-                tuple() as strides,
-                _,
-                _,
-                GlobalRef(module="torch", name=dtype),
-                *_,
-            ):
-                return _tensor(storage, dtype, offset, shape, strides, limits)
-        raise UnreadableFile("a tensor is rebuilt from arguments torch never writes")
+    """``module.name`` → record maker, for one file written by ``torch.save``: the table keeps count of copies."""
+    copies = _Copies(limits)
 
     def rebuild_from_type(args: tuple[object, ...]) -> object:
         match args:
@@ -92,17 +53,19 @@ def torch_calls(limits: Limits) -> Mapping[str, Call]:
 
     calls: dict[str, Call] = {
         **{path: _opaque(path) for path in _OPAQUE},
-        **{f"{module}.{name}": _SETS_AND_DICTS[name] for module in _BUILTINS for name in _SETS_AND_DICTS},
-        "collections.OrderedDict": _dict,
-        "collections.defaultdict": lambda args: _dict(args[1:]),
-        "collections.Counter": _dict,
+        **{f"{module}.{name}": copies.make_set for module in _BUILTINS for name in ("set", "frozenset")},
+        **{f"{module}.dict": copies.make_dict for module in _BUILTINS},
+        "collections.OrderedDict": copies.make_dict,
+        "collections.defaultdict": lambda args: copies.make_dict(args[1:]),
+        "collections.Counter": copies.make_dict,
+        "functools.partial": _partial,
         "copyreg._reconstructor": _reconstruct,
         "copy_reg._reconstructor": _reconstruct,
-        "_codecs.encode": _encode,
+        "_codecs.encode": copies.encode,
         **{f"{module}.getattr": _attribute for module in _BUILTINS},
-        "torch._utils._rebuild_tensor": rebuild_tensor,
-        "torch._utils._rebuild_tensor_v2": rebuild_tensor,
-        "torch._utils._rebuild_tensor_v3": rebuild_tensor_v3,
+        "torch._utils._rebuild_tensor": partial(rebuild_tensor, limits),
+        "torch._utils._rebuild_tensor_v2": partial(rebuild_tensor, limits),
+        "torch._utils._rebuild_tensor_v3": partial(rebuild_tensor_v3, limits),
         "torch._utils._rebuild_parameter": _first,
         "torch._utils._rebuild_parameter_with_state": _first,
         "torch._tensor._rebuild_from_type": rebuild_from_type,
@@ -129,7 +92,6 @@ _OPAQUE: tuple[str, ...] = (
     "datetime.timezone",
     "decimal.Decimal",
     "fractions.Fraction",
-    "functools.partial",
     "pathlib.Path",
     "pathlib.PosixPath",
     "pathlib.PurePath",
@@ -173,6 +135,30 @@ def _opaque(path: str) -> Call:
     return lambda args: Inert(maker, args)
 
 
+class _Copies:
+    """Constructors that copy what another opcode built; each file has one budget for all of them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._left = self._budget = limits.pickle_copied_bytes
+
+    def make_dict(self, args: tuple[object, ...]) -> PickledDict:
+        self._spend(_ENTRY * _length(args))
+        return _dict(args)
+
+    def make_set(self, args: tuple[object, ...]) -> PickledSet:
+        self._spend(_ENTRY * _length(args))
+        return _set(args)
+
+    def encode(self, args: tuple[object, ...]) -> object:
+        self._spend(_length(args))
+        return _encode(args)
+
+    def _spend(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise UnreadableFile(f"its constructors copy more than {self._budget} bytes")
+
+
 def _dict(args: tuple[object, ...]) -> PickledDict:
     """An empty dict, or one of pairs as Python 2 wrote an OrderedDict."""
     made = PickledDict()
@@ -202,9 +188,6 @@ def _set(args: tuple[object, ...]) -> PickledSet:
     raise UnreadableFile("a set is made of something that is no list")
 
 
-_SETS_AND_DICTS: Mapping[str, Call] = {"set": _set, "frozenset": _set, "dict": _dict}
-
-
 def _reconstruct(args: tuple[object, ...]) -> Inert:
     """``copyreg._reconstructor(cls, base, state)``: how protocols 0 and 1 make an empty instance."""
     match args:
@@ -221,11 +204,50 @@ def _reconstruct(args: tuple[object, ...]) -> Inert:
 def _attribute(args: tuple[object, ...]) -> object:
     """``getattr(cls, name)``: how enum members and bound methods are written; it stays a name."""
     match args:
-        case (GlobalRef(module=module, name=outer), str(name)) if name.isidentifier() and len(outer) < 1000:
-            return GlobalRef(module, f"{outer}.{name}")
-        case (Inert(maker=maker), str(name)) if name.isidentifier():
+        case (GlobalRef(module=module, name=outer), str(name)) if _is_attribute(name) and len(outer) < 1000:
+            made = GlobalRef(module, f"{outer}.{name}")
+            if made.in_standard_library:
+                raise UnsafeFile(f"loading it would look up {made.path}, which picklers never name")
+            return made
+        case (Inert(maker=maker), str(name)) if _is_attribute(name):
             return Inert(maker, (name,))
     raise UnreadableFile("getattr is called with arguments no pickler writes")
+
+
+def _is_attribute(name: str) -> bool:
+    return len(name) < 1000 and name.isidentifier()
+
+
+def _partial(args: tuple[object, ...]) -> Inert:
+    """``functools.partial(function, ...)``: it waits to be called, by whatever code the file's classes run.
+
+    Pickled, it gets its function twice: here and in its state, which ``_Machine.build`` hands to ``check_state``.
+    """
+    _check_partial(args)
+    return Inert(GlobalRef("functools", "partial"), args)
+
+
+def _check_partial(args: tuple[object, ...]) -> None:
+    match args:
+        case (GlobalRef() as function, *_) if not function.in_standard_library:
+            return
+        case (GlobalRef() as function, *_):
+            raise UnsafeFile(f"it holds a partial call of {function.path}, ready to run; do not load this file")
+    raise UnsafeFile("it holds a partial call of something it computed; do not load this file")
+
+
+def check_state(maker: GlobalRef, state: object) -> None:
+    """Refuse state that would swap the function of a partial call for one that was not looked at.
+
+    Raises:
+        UnsafeFile: it would.
+    """
+    if maker.path == "functools.partial":
+        _check_partial(state if isinstance(state, tuple) else ())
+
+
+def _length(args: tuple[object, ...]) -> int:
+    return sum(len(part) for part in args if isinstance(part, (str, bytes, list, tuple, dict)))
 
 
 def _encode(args: tuple[object, ...]) -> object:
@@ -240,30 +262,3 @@ def _first(args: tuple[object, ...]) -> object:
     if not args:
         raise UnreadableFile("a parameter is rebuilt from nothing")
     return args[0]
-
-
-def _tensor(
-    storage: PickledStorage,
-    dtype: str,
-    offset: int,
-    shape: tuple[object, ...],
-    strides: tuple[object, ...],
-    limits: Limits,
-) -> PickledTensor:
-    if not (_sizes(shape) and _sizes(strides)) or len(shape) != len(strides) or not 0 <= offset < _LARGEST:
-        raise UnreadableFile("a tensor has a negative, huge or missing size, stride or offset")
-    if len(shape) > limits.tensor_dimensions:
-        raise UnreadableFile(f"a tensor has {len(shape)} dimensions")
-    numel = storage.numel
-    if storage.dtype is None:
-        known = DTYPES.get(dtype)
-        numel = storage.numel // known.width if known is not None else storage.numel
-    if all(shape):
-        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        if last >= numel:
-            raise UnreadableFile(f"a tensor reaches to element {last} of a storage of {numel}")
-    return PickledTensor(PickledStorage(storage.key, storage.dtype, numel), dtype, shape, strides, offset)
-
-
-def _sizes(values: tuple[object, ...]) -> TypeGuard[tuple[int, ...]]:
-    return all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST for value in values)

@@ -8,6 +8,7 @@ reading: the file would run code when it is loaded, and there is no list of bad 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Mapping
 
@@ -19,6 +20,8 @@ Call = Callable[[tuple[object, ...]], object]
 PersistentLoad = Callable[[object], object]
 
 _WRAPS = 2**60
+# Packages loaded from folders of any name may hold hyphens; no part may be empty or lead elsewhere.
+_MODULE_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 _NO_CALLS: frozenset[str] = frozenset()
 
 
@@ -27,6 +30,8 @@ def interpret(
     *,
     calls: Mapping[str, Call],
     persistent_load: PersistentLoad,
+    may_be_instantiated: Callable[[GlobalRef], bool],
+    check_state: Callable[[GlobalRef, object], None],
     limits: Limits,
     vouched: frozenset[str] = _NO_CALLS,
 ) -> object:
@@ -36,6 +41,9 @@ def interpret(
         data: the pickle.
         calls: ``module.name`` → what a call of it makes; everything else is refused.
         persistent_load: turns a persistent id into a record.
+        may_be_instantiated: whether an empty instance of a class, filled with state, runs nothing but that class's
+            own code; asked for names that are not in ``calls``.
+        check_state: raises ``UnsafeFile`` where an object's state would make it run what was not looked at.
         limits: bounds on opcodes and integers.
         vouched: ``module.name`` of further callables the user knows; their results are opaque records.
 
@@ -43,7 +51,7 @@ def interpret(
         UnreadableFile: the stream is broken or exceeds a bound.
         UnsafeFile: loading it would call something that is not in the table.
     """
-    return _Machine(data, calls, persistent_load, limits, vouched).run()
+    return _Machine(data, calls, persistent_load, may_be_instantiated, check_state, limits, vouched).run()
 
 
 class _Machine:
@@ -52,18 +60,23 @@ class _Machine:
         data: bytes,
         calls: Mapping[str, Call],
         persistent_load: PersistentLoad,
+        may_be_instantiated: Callable[[GlobalRef], bool],
+        check_state: Callable[[GlobalRef, object], None],
         limits: Limits,
         vouched: frozenset[str],
     ) -> None:
         self._data = data
         self._calls = calls
         self._persistent_load = persistent_load
+        self._may_be_instantiated = may_be_instantiated
+        self._check_state = check_state
         self._limits = limits
         self._vouched = vouched
         self._position = 0
         self._stack: list[object] = []
         self._marked: list[list[object]] = []
         self._memo: dict[int, object] = {}
+        self._globals: dict[tuple[str, str], GlobalRef] = {}
         self._opcode = 0
 
     def run(self) -> object:
@@ -102,6 +115,11 @@ class _Machine:
         piece = self._data[self._position : end]
         self._position = end
         return piece
+
+    def _take_string(self, length: int) -> bytes:
+        if length > self._limits.pickle_string_bytes and length <= len(self._data) - self._position:
+            raise self._broken(f"a string of {length} bytes")
+        return self._take(length)
 
     def _unsigned(self, width: int) -> int:
         return int.from_bytes(self._take(width), "little")
@@ -199,7 +217,7 @@ class _Machine:
         self._stack.append(line[1:-1].decode("latin-1"))
 
     def bin_string(self) -> None:
-        self._stack.append(self._take(int.from_bytes(self._take(4), "little", signed=True)).decode("latin-1"))
+        self._stack.append(self._take_string(int.from_bytes(self._take(4), "little", signed=True)).decode("latin-1"))
 
     def short_bin_string(self) -> None:
         self._stack.append(self._take(self._unsigned(1)).decode("latin-1"))
@@ -208,7 +226,7 @@ class _Machine:
         self._stack.append(self._line().decode("raw-unicode-escape"))
 
     def _unicode(self, width: int) -> None:
-        self._stack.append(self._take(self._unsigned(width)).decode("utf-8", "surrogatepass"))
+        self._stack.append(self._take_string(self._unsigned(width)).decode("utf-8", "surrogatepass"))
 
     def short_bin_unicode(self) -> None:
         self._unicode(1)
@@ -223,10 +241,10 @@ class _Machine:
         self._stack.append(self._take(self._unsigned(1)))
 
     def bin_bytes(self) -> None:
-        self._stack.append(self._take(self._unsigned(4)))
+        self._stack.append(self._take_string(self._unsigned(4)))
 
     def bin_bytes8(self) -> None:
-        self._stack.append(self._take(self._unsigned(8)))
+        self._stack.append(self._take_string(self._unsigned(8)))
 
     # --- containers ------------------------------------------------------------------------------
 
@@ -296,8 +314,14 @@ class _Machine:
             case list() as target:
                 return target
             case Inert() as target:
-                return target.elements
+                return self._unfinished(target).elements
         raise self._broken("elements are appended to something that is no list")
+
+    def _unfinished(self, target: Inert) -> Inert:
+        """Picklers fill an object first and set its state last; the other way round, state can steer the filling."""
+        if target.state is not None:
+            raise UnsafeFile(f"loading it would run {target.maker.path} on items added after its state was set")
+        return target
 
     def set_item(self) -> None:
         value, key = self._stack.pop(), self._stack.pop()
@@ -312,7 +336,7 @@ class _Machine:
             case dict() as target:
                 return target
             case Inert() as target:
-                return target.items
+                return self._unfinished(target).items
         raise self._broken("items are set in something that is no dict")
 
     def _fill(self, target: dict[object, object], items: list[object]) -> None:
@@ -365,9 +389,22 @@ class _Machine:
         self._stack.append(self._global(module, name))
 
     def _global(self, module: str, name: str) -> GlobalRef:
-        if not (module and name and f"{module}{name}".isprintable()):
-            raise self._broken("a global has an empty or unprintable name")
-        return GlobalRef(module, name)
+        known = self._globals.get((module, name))
+        if known is not None:
+            return known
+        if len(module) + len(name) > self._limits.pickle_name_length:
+            raise self._broken(f"a global's name has {len(module) + len(name)} characters")
+        # Looking up a name is not harmless when it is none: ctypes.cdll opens any library it is asked for.
+        if not _MODULE_NAME.fullmatch(module) or not all(part.isidentifier() for part in name.split(".")):
+            raise UnsafeFile(
+                f"loading it would look up {f'{module}.{name}'!r}, which is no name of a class or function"
+            )
+        if len(self._globals) >= self._limits.pickle_globals:
+            raise self._broken(f"it names more than {self._limits.pickle_globals} classes and functions")
+        made = self._globals[module, name] = GlobalRef(module, name)
+        if made.in_standard_library and "." in name:
+            raise UnsafeFile(f"loading it would look up {made.path}, which picklers never name")
+        return made
 
     def extension(self) -> None:
         raise UnsafeFile("it refers to the process's extension registry, which torch never does")
@@ -402,10 +439,10 @@ class _Machine:
         self._stack.append(self._call(items[0], tuple(items[1:])))
 
     def _new(self, maker: object, args: object) -> object:
-        """``cls.__new__(cls, *args)``: without arguments it makes an empty instance, whatever the class."""
-        if args == () and isinstance(maker, GlobalRef) and maker.path not in self._calls:
-            return Inert(maker)
-        return self._call(maker, args)
+        """``cls.__new__(cls, *args)``: without arguments it makes an empty instance."""
+        if args != () or not isinstance(maker, GlobalRef) or maker.path in self._calls:
+            return self._call(maker, args)
+        return Inert(maker) if self._may_be_instantiated(maker) else self._call(maker, args)
 
     def _call(self, maker: object, args: object) -> object:
         if not isinstance(args, tuple):
@@ -421,10 +458,10 @@ class _Machine:
     def _refusal(self, maker: object) -> UnsafeFile:
         if not isinstance(maker, GlobalRef):
             return UnsafeFile("loading it would call something it computed; it was not run, do not load this file")
-        return UnsafeFile(
-            f"loading it would call {maker.path[:200]}, which was not run; do not load the file unless you know why "
-            f"it does that (then: --allow-call {maker.path[:200]})"
+        advice = (
+            "" if maker.in_standard_library else f" unless you know why it does that (then: --allow-call {maker.path})"
         )
+        return UnsafeFile(f"loading it would call {maker.path}, which was not run; do not load this file{advice}")
 
     def build(self) -> None:
         state = self._stack.pop()
@@ -433,9 +470,11 @@ class _Machine:
                 if target.state is not None:
                     # Real unpickling would merge the two; no pickler writes it, and merging invites quadratic work.
                     raise self._broken("the state of an object is set twice")
+                if isinstance(target, Inert):
+                    self._check_state(target.maker, state)
                 target.state = state
             case GlobalRef() as target:
-                raise UnsafeFile(f"loading it would change attributes of {target.path[:200]}; do not load this file")
+                raise UnsafeFile(f"loading it would change attributes of {target.path}; do not load this file")
             case _:
                 raise self._broken("state is set on something that has none")
 

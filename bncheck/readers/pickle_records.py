@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+
+_STANDARD_LIBRARY = sys.stdlib_module_names | {"__builtin__", "copy_reg"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,11 @@ class GlobalRef:
     def path(self) -> str:
         """``package.module.name``."""
         return f"{self.module}.{self.name}"
+
+    @property
+    def in_standard_library(self) -> bool:
+        """Whether Python itself ships it, today or in version 2."""
+        return self.module.partition(".")[0] in _STANDARD_LIBRARY
 
 
 @dataclass(slots=True, eq=False)

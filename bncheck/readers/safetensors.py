@@ -87,6 +87,9 @@ def _header(source: Source, limits: Limits) -> tuple[int, dict[str, object]]:
         raise UnreadableFile(f"its header is not JSON: {str(error)[:200]}") from None
     if not isinstance(header, dict):
         raise UnreadableFile("its header is no JSON object")
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise UnreadableFile("its __metadata__ is no map of text to text")
     return 8 + length, header
 
 

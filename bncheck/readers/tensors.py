@@ -53,6 +53,8 @@ DTYPES: Mapping[str, NumberFormat] = {
 _DENSE_ENOUGH = 8
 _ALWAYS_AT_ONCE = 65_536
 
+_FLOAT64 = 8
+
 ReadRange = Callable[[str, int, int], bytes]
 """(storage key, first byte, length) → bytes."""
 
@@ -66,7 +68,7 @@ class ArrayReader:
         self._left = limits.statistics_bytes
 
     def load(self, tensor: TensorRef) -> Float64Array:
-        """The tensor's values, of its own shape.
+        """The tensor's values, of its own shape; an empty one has shape ``(0,)``.
 
         Raises:
             UnreadableFile: the bytes are missing, the number format cannot be read, or it is too large for a
@@ -77,7 +79,7 @@ class ArrayReader:
             raise UnreadableFile(f"{tensor.name} is stored as {tensor.dtype}, which holds no statistics bncheck reads")
         if prod(tensor.shape) > self._limits.channels:
             raise UnreadableFile(f"{tensor.name} has {prod(tensor.shape)} elements, too many for a normalisation layer")
-        self._left -= max(prod(tensor.shape), 1) * known.width
+        self._left -= max(prod(tensor.shape), 1) * _FLOAT64
         if self._left < 0:
             raise UnreadableFile(f"its batch-norm tensors take more than {self._limits.statistics_bytes} bytes")
         with np.errstate(invalid="ignore"):
@@ -89,7 +91,7 @@ class ArrayReader:
         """The elements of a (part of a) tensor in its own number format; float32 for bfloat16."""
         numel = prod(shape)
         if not numel:
-            return np.zeros(shape, dtype=np.float32)
+            return np.zeros(0, dtype=np.float32)  # of any shape: the other dimensions may be forged
         span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if span > _DENSE_ENOUGH * numel + _ALWAYS_AT_ONCE:
             if numel > self._limits.scattered_reads:

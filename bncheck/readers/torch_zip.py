@@ -22,10 +22,11 @@ from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.readers.assemble import Statement, assemble, group_of, strip_wrapper
 from bncheck.readers.networks import Network, Path, search
-from bncheck.readers.pickle_calls import persistent_storage, torch_calls
+from bncheck.readers.pickle_calls import check_state, may_be_instantiated, torch_calls
 from bncheck.readers.pickle_machine import interpret
 from bncheck.readers.pickle_records import PickledTensor
 from bncheck.readers.source import Source
+from bncheck.readers.tensor_records import persistent_storage
 from bncheck.readers.tensors import DTYPES, ArrayReader
 from bncheck.readers.zip_directory import ZipDirectory
 
@@ -53,6 +54,7 @@ class _Archive:
     def __init__(self, source: Source, limits: Limits) -> None:
         self._limits = limits
         self._zip = ZipDirectory(source, limits)
+        self._zip.verify()
         self._prefix = _prefix(self._zip)
         self._arrays = ArrayReader(self._read_storage, limits)
         self._big_endian = self._is_big_endian()
@@ -62,6 +64,8 @@ class _Archive:
             self._pickle(),
             calls=torch_calls(self._limits),
             persistent_load=persistent_storage,
+            may_be_instantiated=may_be_instantiated,
+            check_state=check_state,
             limits=self._limits,
             vouched=vouched,
         )

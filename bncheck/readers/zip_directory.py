@@ -26,6 +26,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7 local file header
 
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _DESCRIPTOR, _PATCHED, _STRONG, _MASKED = 0x1, 0x8, 0x20, 0x40, 0x2000
+_LONGEST_DESCRIPTOR = 24  # 4.3.9: a signature, a CRC and two zip64 sizes
 _MAX_16, _MAX_32 = 0xFFFF, 0xFFFFFFFF
 
 
@@ -86,6 +87,17 @@ class ZipDirectory:
             return self.read(name)[start : start + length]
         return self._source.read_at(self._data_offset(member) + start, length)
 
+    def verify(self) -> None:
+        """Check every member's local header, and that nothing lies between the members.
+
+        Raises:
+            UnsafeFile: a header contradicts the directory, or bytes that no member owns could be another archive's.
+        """
+        for member in self.members.values():
+            gap = member.end - self._data_offset(member) - member.packed_size
+            if gap > (_LONGEST_DESCRIPTOR if member.flags & _DESCRIPTOR else 0):
+                raise UnsafeFile(f"{gap} bytes behind {member.name!r} belong to no member")
+
     def _member(self, name: str) -> Member:
         try:
             return self.members[name]
@@ -133,6 +145,10 @@ class ZipDirectory:
         ):
             if local not in allowed:
                 raise UnsafeFile(f"{member.name!r}: local header and directory disagree on its size or checksum")
+        if _MAX_32 in (packed, size):
+            extra = self._source.read_at(member.header_offset + _LOCAL.size + name_length, extra_length)
+            if _widen(extra, size, packed, 0)[:2] != (member.size, member.packed_size):
+                raise UnsafeFile(f"{member.name!r}: local header and directory disagree on its size")
         start: int = member.header_offset + _LOCAL.size + name_length + extra_length
         if start + member.packed_size > member.end:
             raise UnsafeFile(f"{member.name!r} reaches into what follows it")
