@@ -151,6 +151,7 @@ class _Search:
         assert network.modules is not None
         waiting: list[tuple[str, int, Inert]] = [(prefix, 0, root)]
         visited: set[int] = set()
+        expanded: set[int] = set()
         attached: list[tuple[Path, object]] = []
         while waiting:
             name, depth, module = waiting.pop()
@@ -163,6 +164,9 @@ class _Search:
             attributes = module.attributes
             tensors = {**_table(attributes, "_parameters"), **_table(attributes, "_buffers")}
             children = _table(attributes, "_modules")
+            if id(children) in expanded:
+                children = {}  # a table that copies of a module share: what it holds is on its way already
+            expanded.add(id(children))
             self._count(len(attributes) + len(tensors) + len(children))
             network.modules[name] = ModuleFacts(module.maker.path, attributes, tensors)
             for key, item in tensors.items():

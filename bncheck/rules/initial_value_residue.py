@@ -27,8 +27,10 @@ def check(layer: NormLayer, limits: Limits) -> Verdict:
         return Undecided("num_batches_tracked is 0 beside learned moments: it was lost in a conversion")
     residue = layer.initial_weight
     if residue is None:
-        absent = " and ".join(name for name in ("momentum", "num_batches_tracked") if getattr(layer, name) is None)
-        return Undecided(f"{absent or 'a momentum between 0 and 1'} is not in the file")
+        absent = [name for name in ("momentum", "num_batches_tracked") if getattr(layer, name) is None]
+        return Undecided(
+            f"{' and '.join(absent) or 'a usable momentum'} {'are' if absent[1:] else 'is'} not in the file"
+        )
     if residue <= limits.residue_warning:
         return None
     if bound < residue * (1.0 - 1e-3):

@@ -21,6 +21,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -595,6 +596,9 @@ def _load(argv: list[str]) -> int:
     with contextlib.suppress(BaseException):
         torch.load(argv[0], weights_only=False)
     gc.collect()
+    patience = time.monotonic() + 5.0
+    while not os.path.exists(TRACE) and time.monotonic() < patience:
+        time.sleep(0.02)  # some payloads start a process and do not wait for it
     return 0
 
 

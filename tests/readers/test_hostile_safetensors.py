@@ -154,11 +154,13 @@ CASES = [
         "empty-and-huge",
         lambda: with_more({"b.running_mean": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [64, 64]}}),
         kinds=(*REFUSED, *AUDITED),
+        exits=(1,),
     ),
     Case(
         "empty-and-overflowing",
         lambda: with_more({"b.running_mean": {"dtype": "F32", "shape": [0, 2**70], "data_offsets": [64, 64]}}),
         kinds=(*REFUSED, *AUDITED),
+        exits=(1,),
     ),
     Case(
         "statistics-of-65-dimensions",

@@ -137,7 +137,6 @@ NAMES = [
             "parent-inside": "archive/../../x",
             "parent-deep": "archive/data/../../../x",
             "absolute": "/etc/x",
-            "drive": "C:/x",
             "backslash": "archive\\..\\x",
             "empty": "",
             "empty-part": "archive//x",
@@ -460,7 +459,7 @@ EVIL_NAMES = {
     "override": "a\u202eb\u2066c",
     "surrogate": "a\ud800",
     "nul": "a\0b",
-    "long": "a" * 100_000,
+    "long": "a" * 4_000,
     "link": "[link=https://example.org]a[/link]",
     "format": "{path} {0} %s %n",
 }
