@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import traceback
 from typing import NoReturn
 
 # Before numpy is imported: its OpenBLAS starts a thread for each core, which an audit has no work for and pays with a
@@ -18,27 +20,22 @@ from bncheck.cli.rules import rules as _rules  # noqa: F401
 from bncheck.core.errors import BncheckError
 from bncheck.core.finding import ExitCode
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 
 
 def main() -> NoReturn:
     """Run the command line; an error is one line on stderr, a traceback only with ``--debug``."""
+    # Click turns an interrupt into exit code 1, which would read as findings.
+    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(_INTERRUPTED))
     # A layer's name may hold what the terminal's encoding lacks; no report may fail for that.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    debug = "--debug" in sys.argv
     try:
         app(standalone_mode=True)
     except BncheckError as error:
-        if debug:
-            raise
+        if "--debug" in sys.argv:
+            traceback.print_exc()
         print(f"bncheck: {error}", file=sys.stderr)
-        sys.exit(ExitCode.NOT_AUDITED)
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (`| head`) has gone: what was printed is incomplete, and no verdict may look like success.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.NOT_AUDITED)
     sys.exit(ExitCode.CLEAN)

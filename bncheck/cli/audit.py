@@ -9,6 +9,7 @@ import typer
 
 from bncheck.auditing import Settings, audit_paths, select_rules
 from bncheck.cli.app import app
+from bncheck.cli.options import AllowCall, Debug
 from bncheck.cli.output import OutputFormat, show, text_width
 from bncheck.cli.progress import progress_bar
 from bncheck.core.checkpoint import Stage
@@ -50,13 +51,8 @@ def audit(
     show_passed: Annotated[
         bool, typer.Option("--show-passed", help="Also tell what passed and was not checked.")
     ] = False,
-    allow_call: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODULE.NAME", help="A callable that whole-module pickles may name; it is not called here."
-        ),
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    allow_call: AllowCall = None,
+    debug: Debug = False,
 ) -> None:
     """Say what is wrong with the batch-norm layers of saved models, reading the files alone.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bncheck.cli.app import app
+from bncheck.cli.options import AllowCall, Debug
 from bncheck.cli.output import OutputFormat, text_width
 from bncheck.core.errors import BncheckError
 from bncheck.core.finding import ExitCode
@@ -20,13 +21,8 @@ from bncheck.report.json import to_json
 def inspect(
     path: Annotated[str, typer.Argument(metavar="FILE", help="A model file.")],
     output_format: Annotated[OutputFormat, typer.Option("--format", help="Table or JSON.")] = OutputFormat.TEXT,
-    allow_call: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODULE.NAME", help="A callable that whole-module pickles may name; it is not called here."
-        ),
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    allow_call: AllowCall = None,
+    debug: Debug = False,
 ) -> None:
     """Show every normalisation layer of a file with what the file says of it; ? where it does not say."""
     try:

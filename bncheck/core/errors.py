@@ -30,12 +30,6 @@ class UnsupportedFile(BncheckError):
     kind = "unsupported-file"
 
 
-class NothingFound(BncheckError):
-    """A path, folder or glob names no model file."""
-
-    kind = "nothing-found"
-
-
 class BadUsage(BncheckError):
     """The command line asks for something that does not exist."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bncheck.core.finding import Severity
 from bncheck.core.layers import Averaging, NormLayer
 from bncheck.core.limits import Limits
+from bncheck.core.remedies import LEARN_MOMENTS
 from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 
@@ -32,11 +33,7 @@ RULE = Rule(
         "for m in model.modules():  # a fresh average over one pass with the final weights\n"
         "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
         "        m.reset_running_stats()\n"
-        "model.train()\n"
-        "with torch.no_grad():\n"
-        "    for x, _ in loader:\n"
-        "        model(x)\n"
-        "model.eval()"
+        "model.train()\n" + LEARN_MOMENTS
     ),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (momentum=None)",
     check_layer=check,

@@ -7,6 +7,7 @@ import numpy as np
 from bncheck.core.finding import Severity
 from bncheck.core.layers import NormKind, NormLayer
 from bncheck.core.limits import Limits
+from bncheck.core.remedies import EVERY_BATCH_NORM, LEARN_MOMENTS
 from bncheck.core.rule import Evidence, Family, Rule, Undecided, Verdict
 
 
@@ -70,15 +71,9 @@ RULE = Rule(
         "momentum None: the first batch replaces the initial values",
     ),
     remedy=(
-        "for m in model.modules():\n"
-        "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
-        "        m.momentum = None  # a plain average; or train on\n"
+        EVERY_BATCH_NORM + "        m.momentum = None  # a plain average; or train on\n"
         "        m.reset_running_stats()\n"
-        "model.train()\n"
-        "with torch.no_grad():\n"
-        "    for x, _ in loader:\n"
-        "        model(x)\n"
-        "model.eval()"
+        "model.train()\n" + LEARN_MOMENTS
     ),
     reference="https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/ExponentialMovingAverage (zero_debias)",
     check_layer=check,

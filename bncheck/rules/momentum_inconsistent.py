@@ -9,6 +9,7 @@ from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Severity
 from bncheck.core.layers import Averaging, Momentum, NormLayer
 from bncheck.core.limits import Limits
+from bncheck.core.remedies import EVERY_BATCH_NORM
 from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 
@@ -42,11 +43,7 @@ RULE = Rule(
     formula="the momentum of a layer is not the one most layers of its network have",
     limit="none",
     false_alarms=("copies of a network (ema, teacher) are each judged by themselves",),
-    remedy=(
-        "for m in model.modules():\n"
-        "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
-        "        m.momentum = 0.1"
-    ),
+    remedy=(EVERY_BATCH_NORM + "        m.momentum = 0.1"),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (momentum)",
     check_model=check,
 )

@@ -10,6 +10,7 @@ from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Severity
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
+from bncheck.core.remedies import EVERY_BATCH_NORM, LEARN_MOMENTS
 from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 
@@ -55,14 +56,8 @@ RULE = Rule(
     limit="none",
     false_alarms=(),
     remedy=(
-        "for m in model.modules():\n"
-        "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
-        "        m.reset_running_stats()\n"
-        "model.float().train()  # then run finite data through it\n"
-        "with torch.no_grad():\n"
-        "    for x, _ in loader:\n"
-        "        model(x)\n"
-        "model.eval()"
+        EVERY_BATCH_NORM + "        m.reset_running_stats()\n"
+        "model.float().train()  # then run finite data through it\n" + LEARN_MOMENTS
     ),
     reference="https://docs.pytorch.org/docs/stable/notes/amp_examples.html (GradScaler skips steps, not buffers)",
     check_model=check,

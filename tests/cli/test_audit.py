@@ -6,9 +6,12 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -280,6 +283,28 @@ def test_closed_pipe_is_no_success() -> None:
     finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
     assert finished.returncode != 0
     assert "Traceback" not in finished.stderr
+
+
+def test_interrupt_is_neither_a_verdict_nor_a_traceback(tmp_path: Path) -> None:
+    """The file takes seconds to read: it has millions of opcodes."""
+    with zipfile.ZipFile(tmp_path / "slow.pt", "w") as archive:
+        archive.writestr("slow/data.pkl", b"\x80\x02" + b"N0" * 2_400_000 + b"N.")
+    command = [sys.executable, "-m", "bncheck", "audit", *[str(tmp_path / "slow.pt")]]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.8)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    if process.returncode == 2:
+        pytest.skip("the machine read the file before the signal came")
+    assert process.returncode == 130
+    assert (out, err) == ("", "")
+
+
+def test_debug_shows_where_an_error_came_from() -> None:
+    finished = bncheck("audit", HEALTHY, "--select", "BN777", "--debug")
+    assert finished.returncode == 2
+    assert "Traceback" in finished.stderr
+    assert finished.stderr.splitlines()[-1].startswith("bncheck: no rule")
 
 
 def test_crash_in_a_rule_is_not_checked_and_exit_2(tmp_path: Path) -> None:
