@@ -88,9 +88,9 @@ def assemble(statement: Statement, load: Load) -> Assembled:
     if statement.modules is not None:
         names = [(name, _module_kind(facts)) for name, facts in statement.modules.items()]
     else:
-        families = {family_of(name) for name, leaves in by_layer.items() if "running_mean" in leaves}
+        siblings = _siblings_of_batch_norms(by_layer) if statement.versions is None else set()
         names = [
-            (name, _state_dict_kind(name, leaves, families, statement.versions)) for name, leaves in by_layer.items()
+            (name, _state_dict_kind(name, leaves, siblings, statement.versions)) for name, leaves in by_layer.items()
         ]
     followed = _after_bias(by_layer, statement.modules) if statement.in_order else {}
     layers: list[NormLayer] = []
@@ -113,8 +113,42 @@ def _module_kind(facts: ModuleFacts) -> NormKind | None:
     return kind_of(facts.class_path, holds_statistics=facts.tensors["running_mean"] is not None)
 
 
+_DEEPEST_BLOCK = 32  # dotted parts; a forged name of thousands would take quadratic time
+_BUFFERS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+
+
+def _siblings_of_batch_norms(by_layer: Mapping[str, Mapping[str, TensorRef | str]]) -> set[str]:
+    """Layers called like a batch norm, in a block built like that batch norm's.
+
+    The name alone is not enough: hybrid networks call the batch norms of their convolution blocks and the layer norms
+    of their attention blocks alike. Blocks are built alike when they hold tensors of the same names and dimensions,
+    buffers of norms aside.
+    """
+    blocks: dict[str, set[tuple[str, int]]] = {name.rpartition(".")[0]: set() for name in by_layer}
+    for name, leaves in by_layer.items():
+        parts = name.split(".")
+        for depth in range(min(len(parts), _DEEPEST_BLOCK)):
+            block = blocks.get(".".join(parts[:depth]))
+            if block is not None:
+                inside = ".".join(parts[depth:])
+                block.update(
+                    (f"{inside}.{leaf}", len(tensor.shape) if isinstance(tensor, TensorRef) else -1)
+                    for leaf, tensor in leaves.items()
+                    if leaf not in _BUFFERS
+                )
+
+    build = {name: frozenset(block) for name, block in blocks.items()}
+
+    def likeness(name: str) -> tuple[str, frozenset[tuple[str, int]]]:
+        return family_of(name), build[name.rpartition(".")[0]]
+
+    known = {likeness(name) for name, leaves in by_layer.items() if "running_mean" in leaves}
+    families = {family for family, _ in known}
+    return {name for name in by_layer if family_of(name) in families and likeness(name) in known}
+
+
 def _state_dict_kind(
-    name: str, leaves: Mapping[str, TensorRef | str], families: set[str], versions: Mapping[str, int] | None
+    name: str, leaves: Mapping[str, TensorRef | str], siblings: set[str], versions: Mapping[str, int] | None
 ) -> NormKind | None:
     if "running_mean" in leaves or "running_var" in leaves:
         return NormKind.BATCH
@@ -125,7 +159,7 @@ def _state_dict_kind(
         return None
     if versions is not None and versions.get(name, 0) < _NORM_BASE_VERSION:
         return None
-    return NormKind.BATCH_OR_INSTANCE if versions is not None or family_of(name) in families else None
+    return NormKind.BATCH_OR_INSTANCE if versions is not None or name in siblings else None
 
 
 def _after_bias(

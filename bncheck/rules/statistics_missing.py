@@ -49,7 +49,8 @@ RULE = Rule(
     formula="weight and bias only, where a layer of the same naming family (block numbers blanked) has moments",
     limit="none",
     false_alarms=(
-        "LayerNorm and GroupNorm beside batch norm: of version 1 in a state dict, or of another naming family",
+        "LayerNorm and GroupNorm beside batch norm: of version 1 in a state dict, of another naming family, or in a "
+        "block built otherwise",
         "instance norm without running moments",
     ),
     remedy='torch.save(model.state_dict(), "{path}")  # not parameters(): buffers count too',
