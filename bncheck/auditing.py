@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from bncheck.catalogue import RULES
 from bncheck.core.checkpoint import Stage
-from bncheck.core.errors import BadUsage, BncheckError
+from bncheck.core.errors import BadUsage, BncheckError, NoModel
 from bncheck.core.finding import Failure, Report, Severity, Subject
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
 from bncheck.core.rule import Rule
@@ -51,16 +51,23 @@ def audit_paths(paths: Iterable[str], settings: Settings, progress: Progress | N
     found = find_files(paths)
     subjects: list[Subject] = []
     failures = list(found.failures)
+    skipped = found.skipped
     for index, path in enumerate(found.files):
         if progress is not None:
             progress(index, len(found.files), path)
         try:
             subjects.append(_audit_file(path, settings))
+        except NoModel as error:
+            # Beside a model lie its scheduler and its settings: passed over where nobody named them.
+            if path in found.walked:
+                skipped += 1
+            else:
+                failures.append(Failure(path, error.kind, str(error)))
         except BncheckError as error:
             failures.append(Failure(path, error.kind, str(error)))
         except (MemoryError, RecursionError) as error:
             failures.append(Failure(path, "unsafe-file", f"reading it needs too much memory ({type(error).__name__})"))
-    return Report(tuple(subjects), tuple(failures), found.skipped, settings.fail_on)
+    return Report(tuple(subjects), tuple(failures), skipped, settings.fail_on)
 
 
 def _audit_file(path: str, settings: Settings) -> Subject:
@@ -95,6 +102,8 @@ class FoundFiles:
     """What paths came to: files to audit, paths that came to nothing, and how many other files lay in folders."""
 
     files: tuple[str, ...]
+    walked: frozenset[str]
+    """Those of the files that were found inside folders."""
     failures: tuple[Failure, ...]
     skipped: int
 
@@ -102,6 +111,7 @@ class FoundFiles:
 def find_files(paths: Iterable[str]) -> FoundFiles:
     """Expand folders (recursively; hidden ones are left out) and globs; each file once, in order."""
     files: dict[str, None] = {}
+    walked: set[str] = set()
     failures: list[Failure] = []
     skipped = 0
     for path in paths:
@@ -110,19 +120,22 @@ def find_files(paths: Iterable[str]) -> FoundFiles:
             for name in _walk(path):
                 if is_candidate(name):
                     models += 1
-                    files.setdefault(name)
+                    if name not in files:
+                        files[name] = None
+                        walked.add(name)
                 else:
                     skipped += 1
             if not models:
                 failures.append(Failure(path, "nothing-found", "the folder holds no model file; check the path"))
         elif os.path.lexists(path) or not glob.has_magic(path):
             files.setdefault(path)
+            walked.discard(path)
         else:
             matches = sorted(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))
             if not matches:
                 failures.append(Failure(path, "nothing-found", "the pattern matches no file; check the path"))
             files.update(dict.fromkeys(matches))
-    return FoundFiles(tuple(files), tuple(failures), skipped)
+    return FoundFiles(tuple(files), frozenset(walked), tuple(failures), skipped)
 
 
 def _walk(folder: str) -> Iterator[str]:

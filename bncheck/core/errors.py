@@ -30,6 +30,10 @@ class UnsupportedFile(BncheckError):
     kind = "unsupported-file"
 
 
+class NoModel(UnsupportedFile):
+    """The file was read to its end and holds something else than a network: a scheduler, settings, a single tensor."""
+
+
 class BadUsage(BncheckError):
     """The command line asks for something that does not exist."""
 

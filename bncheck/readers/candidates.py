@@ -23,8 +23,10 @@ def is_candidate(path: str) -> bool:
         with FileSource(path) as source:
             container = recognise(source.read_at(0, min(source.size, 64)))
             if container is Container.ZIP:
-                # Any zip would do (wheels, documents, .npz): the directory at the end must name torch's pickle.
-                return b"data.pkl" in source.read_at(max(0, source.size - _TAIL), min(source.size, _TAIL))
+                # Any zip would do (wheels, documents, .npz): the directory at the end must name torch's pickle, and
+                # a storage beside it, which the settings that trainers save as training_args.bin have not.
+                tail = source.read_at(max(0, source.size - _TAIL), min(source.size, _TAIL))
+                return b"/data/" in tail and (source.size > _TAIL or b"/data.pkl" in tail)
             return container is Container.SAFETENSORS
     except UnreadableFile:
         return False

@@ -17,7 +17,7 @@ from bncheck.core.checkpoint import (
     TrainingFacts,
     Unread,
 )
-from bncheck.core.errors import UnreadableFile, UnsafeFile, UnsupportedFile
+from bncheck.core.errors import NoModel, UnreadableFile, UnsafeFile, UnsupportedFile
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.readers.assemble import Statement, assemble, group_of, strip_wrapper
@@ -45,7 +45,8 @@ def read_torch_zip(source: Source, path: str, limits: Limits, vouched: frozenset
     Raises:
         UnreadableFile: the file is damaged.
         UnsafeFile: loading it would run code, or its archive contradicts itself.
-        UnsupportedFile: it is a zip archive of another kind, or holds no model.
+        UnsupportedFile: it is a zip archive of another kind.
+        NoModel: it holds no network.
     """
     return _Archive(source, limits).checkpoint(path, vouched)
 
@@ -71,7 +72,7 @@ class _Archive:
         )
         found = search(root, self._limits)
         if not found.networks and not found.optimizers:
-            raise UnsupportedFile(f"holds no model: it is {_describe(root)}")
+            raise NoModel(f"holds no model: it is {_describe(root)}")
         layers: list[NormLayer] = []
         unread: list[Unread] = []
         tensors: dict[str, TensorRef] = {}

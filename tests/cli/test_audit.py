@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
@@ -196,6 +197,18 @@ def test_broken_file_with_a_models_name_is_not_skipped(tmp_path: Path) -> None:
     shutil.copy(HEALTHY, tmp_path / "good.pt")
     (tmp_path / "bad.pth").write_bytes(b"\x00\x01")
     assert bncheck("audit", tmp_path).returncode == 2
+
+
+def test_what_trainers_save_beside_a_model_is_passed_over_in_folders(tmp_path: Path) -> None:
+    """A scheduler's state and a file of settings are no models; named themselves, they are an error."""
+    shutil.copy(FIXTURES / "healthy-mlp-safetensors" / "model.safetensors", tmp_path)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler = _save(torch.optim.lr_scheduler.StepLR(optimizer, 3).state_dict(), tmp_path / "scheduler.pt")
+    _save(argparse.Namespace(lr=0.1, run=os.getcwd), tmp_path / "training_args.bin")
+    finished = bncheck("audit", tmp_path, "--format", "json")
+    assert finished.returncode == 0, finished.stdout
+    assert json.loads(finished.stdout)["summary"]["skipped"] == 2
+    assert bncheck("audit", tmp_path, scheduler).returncode == 2
 
 
 def test_a_file_named_twice_is_audited_once() -> None:
