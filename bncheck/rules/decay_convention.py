@@ -17,8 +17,8 @@ def check(layer: NormLayer, limits: Limits) -> Verdict:
         return None
     instead = round(1.0 - momentum, 12)
     return Evidence(
-        f"Momentum {momentum:g} weighs the new batch by {momentum:.4g}: a decay of another framework; "
-        f"write {instead:g} in PyTorch.",
+        f"Momentum is {momentum:g}, the weight of the newest batch: it looks like another framework's decay, which is "
+        f"{instead:g} in PyTorch.",
         {"momentum": momentum, "limit": limits.decay_momentum, "batches averaged over": 1.0 / momentum},
         momentum,
     )

@@ -55,7 +55,7 @@ def test_port_of_a_decay(momentum: float) -> None:
 def test_port_of_a_decay_says_what_to_write() -> None:
     outcome = judge(decay_convention.RULE, layer(momentum=0.997))
     assert isinstance(outcome, tuple)
-    assert "write 0.003" in outcome[0].message
+    assert "which is 0.003 in PyTorch" in outcome[0].message
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1, math.nan, math.inf])
