@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bncheck.core.checkpoint import TensorRef, Unread
@@ -68,7 +68,7 @@ def group_of(path: tuple[str, ...]) -> str:
     return ".".join(rest) or "model"
 
 
-def strip_wrapper(names: Mapping[str, TensorRef]) -> str:
+def wrapper_prefix(names: Sequence[str]) -> str:
     """The prefix a wrapper put before every name: ``module.`` of DataParallel and DistributedDataParallel, or none."""
     return "module." if names and all(name.startswith("module.") for name in names) else ""
 

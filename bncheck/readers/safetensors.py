@@ -12,7 +12,7 @@ from math import prod
 from bncheck.core.checkpoint import Checkpoint, FileFormat, Packaging, Stage, TensorRef
 from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
-from bncheck.readers.assemble import Statement, assemble, strip_wrapper
+from bncheck.readers.assemble import Statement, assemble, wrapper_prefix
 from bncheck.readers.source import Source
 from bncheck.readers.tensors import ArrayReader
 
@@ -59,7 +59,7 @@ def read_safetensors(source: Source, path: str, limits: Limits) -> Checkpoint:
     arrays = ArrayReader(lambda key, first, length: source.read_at(start + offsets[key] + first, length), limits)
     # safetensors sorts by size and name, so that a model's order is lost; the names' own order is nearest to it.
     references = {name: tensors[name][2] for name in sorted(tensors, key=_natural)}
-    prefix = strip_wrapper(references)
+    prefix = wrapper_prefix(list(references))
     named = {name.removeprefix(prefix): reference for name, reference in references.items()}
     assembled = assemble(Statement("model", named, in_order=False), arrays.load)
     return Checkpoint(

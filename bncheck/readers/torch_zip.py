@@ -20,7 +20,7 @@ from bncheck.core.checkpoint import (
 from bncheck.core.errors import NoModel, UnreadableFile, UnsafeFile, UnsupportedFile
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
-from bncheck.readers.assemble import Statement, assemble, group_of, strip_wrapper
+from bncheck.readers.assemble import Statement, assemble, group_of, wrapper_prefix
 from bncheck.readers.networks import Network, Path, search
 from bncheck.readers.pickle_calls import check_state, may_be_instantiated, torch_calls
 from bncheck.readers.pickle_machine import interpret
@@ -194,7 +194,7 @@ def _statement(network: Network, references: dict[str, TensorRef], groups: set[s
     group = group_of(network.path)
     if group in groups:
         group = ".".join(network.path) or "model"
-    prefix = strip_wrapper(references)
+    prefix = wrapper_prefix([*references, *network.opaque])
     return Statement(
         group,
         _without(prefix, references),

@@ -75,3 +75,14 @@ def test_state_dict_of_an_untracked_norm_is_batch_or_instance(tmp_path: Path) ->
 )
 def test_checkpoint_keys_name_the_copy(path: tuple[str, ...], group: str) -> None:
     assert group_of(path) == group
+
+
+def test_wrapper_prefix_is_taken_off_only_where_every_tensor_has_it(tmp_path: Path) -> None:
+    """A layer outside the wrapper, even one whose numbers cannot be read, must not vanish with the prefix."""
+    state = {f"module.{name}": value for name, value in _Hybrid().state_dict().items()}
+    state["bn.running_mean"] = torch.ones(4).to_sparse()
+    state["bn.running_var"] = torch.ones(4).to_sparse()
+    torch.save(state, tmp_path / "model")
+    checkpoint = read(str(tmp_path / "model"))
+    assert [layer.name for layer in checkpoint.layers] == ["module.blocks.0.norm", "module.blocks.1.norm", "bn"]
+    assert {entry.what for entry in checkpoint.unread} == {"bn.running_mean", "bn.running_var"}
