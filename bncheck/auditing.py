@@ -57,16 +57,17 @@ def audit_paths(paths: Iterable[str], settings: Settings, progress: Progress | N
             progress(index, len(found.files), path)
         try:
             subjects.append(_audit_file(path, settings))
-        except NoModel as error:
+        except BncheckError as error:
             # Beside a model lie its scheduler and its settings: passed over where nobody named them.
-            if path in found.walked:
+            if isinstance(error, NoModel) and path in found.walked:
                 skipped += 1
             else:
                 failures.append(Failure(path, error.kind, str(error)))
-        except BncheckError as error:
-            failures.append(Failure(path, error.kind, str(error)))
         except (MemoryError, RecursionError) as error:
             failures.append(Failure(path, "unsafe-file", f"reading it needs too much memory ({type(error).__name__})"))
+        except Exception as error:
+            # A fault of ours on one file must neither hide the others nor end as exit code 1, which means findings.
+            failures.append(Failure(path, "internal-error", f"bncheck failed on it: {type(error).__name__}: {error}"))
     return Report(tuple(subjects), tuple(failures), skipped, settings.fail_on)
 
 

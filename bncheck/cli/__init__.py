@@ -38,4 +38,10 @@ def main() -> NoReturn:
             traceback.print_exc()
         print(f"bncheck: {error}", file=sys.stderr)
         sys.exit(ExitCode.NOT_AUDITED)
+    except Exception as error:
+        # Python's own exit code for a crash is 1, which means findings here.
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"bncheck: internal error, please report it: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(ExitCode.NOT_AUDITED)
     sys.exit(ExitCode.CLEAN)

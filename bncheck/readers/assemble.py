@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -264,7 +265,10 @@ def _number(value: object) -> float | None:
         case bool():
             return None
         case int() | float():
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                return math.inf if value > 0 else -math.inf  # an integer beyond 1e308
         case Inert(maker=maker, args=(Inert(args=("f8", *_)), bytes(raw))) if maker.name == "scalar" and len(raw) == 8:
             return float(struct.unpack("<d", raw)[0])  # numpy.float64, of numpy's own little-endian writers
     return None

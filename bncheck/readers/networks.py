@@ -166,7 +166,8 @@ class _Search:
             children = _table(attributes, "_modules")
             if id(children) in expanded:
                 children = {}  # a table that copies of a module share: what it holds is on its way already
-            expanded.add(id(children))
+            else:
+                expanded.add(id(children))
             self._count(len(attributes) + len(tensors) + len(children))
             network.modules[name] = ModuleFacts(module.maker.path, attributes, tensors)
             for key, item in tensors.items():

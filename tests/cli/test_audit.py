@@ -298,6 +298,39 @@ def test_closed_pipe_is_no_success() -> None:
     assert "Traceback" not in finished.stderr
 
 
+@pytest.mark.parametrize("eps", [10**400, -(10**400)])
+def test_integer_beyond_every_float_is_no_crash(eps: int, tmp_path: Path) -> None:
+    norm = torch.nn.BatchNorm2d(4).eval()
+    norm.eps = eps
+    finished = bncheck("audit", _save(norm, tmp_path / "m.pt"), HEALTHY, "--format", "json")
+    document = json.loads(finished.stdout)
+    assert document["subjects"][0]["layers"][0]["eps"] == ("Infinity" if eps > 0 else "-Infinity")
+    assert len(document["subjects"]) == 2
+    assert finished.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["audit", "inspect"])
+def test_a_fault_of_the_readers_is_exit_2_and_leaves_the_other_files(command: str) -> None:
+    """The reader is broken on purpose: there is no file known that crashes it."""
+    files = [str(FAULTY), *([str(FIXTURES / "healthy-mlp-safetensors")] if command == "audit" else [])]
+    program = f"""
+import sys
+from bncheck.readers import torch_zip
+def crash(root, limits):
+    raise ZeroDivisionError("boom")
+torch_zip.search = crash
+from bncheck.cli import main
+sys.argv = ["bncheck", {command!r}, *{files!r}]
+main()
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert finished.returncode == 2
+    assert "ZeroDivisionError: boom" in finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stdout + finished.stderr
+    if command == "audit":
+        assert "healthy-mlp-safetensors/model.safetensors  clean" in finished.stdout
+
+
 def test_interrupt_is_neither_a_verdict_nor_a_traceback(tmp_path: Path) -> None:
     """The file takes seconds to read: it has millions of opcodes."""
     with zipfile.ZipFile(tmp_path / "slow.pt", "w") as archive:
