@@ -10,7 +10,7 @@ import typer
 from bncheck.auditing import Settings, audit_paths, select_rules
 from bncheck.cli.app import app
 from bncheck.cli.options import AllowCall, Debug
-from bncheck.cli.output import OutputFormat, show, text_width
+from bncheck.cli.output import OutputFormat, emit, show, text_width
 from bncheck.cli.progress import progress_bar
 from bncheck.core.checkpoint import Stage
 from bncheck.core.finding import Severity
@@ -68,7 +68,7 @@ def audit(
         report = audit_paths(paths, settings, progress)
     match output_format:
         case OutputFormat.JSON:
-            print(to_json(report_document(report)))
+            emit(to_json(report_document(report)))
         case OutputFormat.TEXT:
             show(report_lines(report, text_width(), show_passed=show_passed))
     raise typer.Exit(report.exit_code)

@@ -9,7 +9,7 @@ import typer
 
 from bncheck.catalogue import RULES
 from bncheck.cli.app import app
-from bncheck.cli.output import OutputFormat, show, text_width
+from bncheck.cli.output import OutputFormat, emit, show, text_width
 from bncheck.core.errors import BadUsage
 from bncheck.core.rule import Rule
 from bncheck.report.document import rule_document
@@ -26,7 +26,7 @@ def explain(
     found = _find(rule)
     match output_format:
         case OutputFormat.JSON:
-            print(to_json(rule_document(found)))
+            emit(to_json(rule_document(found)))
         case OutputFormat.TEXT:
             show(explain_lines(found, text_width()))
 

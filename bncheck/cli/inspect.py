@@ -9,7 +9,7 @@ import typer
 
 from bncheck.cli.app import app
 from bncheck.cli.options import AllowCall, Debug
-from bncheck.cli.output import OutputFormat, text_width
+from bncheck.cli.output import OutputFormat, emit, text_width
 from bncheck.core.errors import BncheckError
 from bncheck.core.finding import ExitCode
 from bncheck.readers import read
@@ -31,7 +31,7 @@ def inspect(
         raise type(error)(f"{path}: {error}") from None
     match output_format:
         case OutputFormat.JSON:
-            print(
+            emit(
                 to_json(
                     {
                         "path": checkpoint.path,

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from bncheck.core.finding import ExitCode
 from bncheck.report.text import Line, plain
 
 _PIPED_WIDTH = 100
@@ -34,6 +35,19 @@ def text_width() -> int:
     return _PIPED_WIDTH
 
 
+def emit(text: str) -> None:
+    """Print text on stdout, to the last byte.
+
+    Raises:
+        SystemExit: with 2 where the reader (``| head``) has gone: click would say 1, which means findings.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
+        sys.exit(ExitCode.NOT_AUDITED)
+
+
 def show(lines: Sequence[Line]) -> None:
     """Print styled lines on stdout."""
     if wants_colour():
@@ -41,4 +55,4 @@ def show(lines: Sequence[Line]) -> None:
 
         show_lines(lines, sys.stdout)
     else:
-        print(plain(lines))
+        emit(plain(lines))

@@ -9,7 +9,7 @@ import typer
 
 from bncheck.catalogue import RULES
 from bncheck.cli.app import app
-from bncheck.cli.output import OutputFormat, text_width
+from bncheck.cli.output import OutputFormat, emit, text_width
 from bncheck.report.document import rule_document
 from bncheck.report.json import to_json
 
@@ -21,7 +21,7 @@ def rules(
     """List the rules."""
     match output_format:
         case OutputFormat.JSON:
-            print(to_json([rule_document(rule) for rule in RULES]))
+            emit(to_json([rule_document(rule) for rule in RULES]))
         case OutputFormat.TEXT:
             from bncheck.report.terminal import show_rules  # noqa: PLC0415 - rich is wanted only for tables
 

@@ -292,9 +292,9 @@ def test_report_fits_the_terminal(width: int) -> None:
 
 
 def test_closed_pipe_is_no_success() -> None:
-    command = f"{sys.executable} -m bncheck audit fixtures | true; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m bncheck audit {HEALTHY} | true; exit ${{PIPESTATUS[0]}}"
     finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert finished.returncode != 0
+    assert finished.returncode == 2
     assert "Traceback" not in finished.stderr
 
 
