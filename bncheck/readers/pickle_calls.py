@@ -14,19 +14,18 @@ from functools import partial
 
 from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
-from bncheck.readers.pickle_machine import Call
+from bncheck.readers.pickle_machine import Call, Trust
 from bncheck.readers.pickle_records import GlobalRef, Inert, PickledDict, PickledSet
 from bncheck.readers.tensor_records import rebuild_tensor, rebuild_tensor_v3
 
 _ENTRY = 64  # bytes that one entry of a copied dict or set takes, about
-
 
 # Modules of well-known packages whose classes hold state and run nothing else when they are filled with it.
 _TORCH_CLASSES = ("torch.nn.", "torch.optim.", "torch.ao.", "torch.amp.", "torch.cuda.amp.", "torch.utils.hooks.")
 _STANDARD_CLASSES = frozenset({"argparse.Namespace", "types.SimpleNamespace", "builtins.object", "__builtin__.object"})
 
 
-def may_be_instantiated(maker: GlobalRef) -> bool:
+def _may_be_instantiated(maker: GlobalRef) -> bool:
     """Whether a file may make an empty instance of a class and set its state.
 
     A whole module names its author's classes, which nobody else can judge and which need not be installed here.
@@ -41,7 +40,17 @@ def may_be_instantiated(maker: GlobalRef) -> bool:
     return top != "numpy"
 
 
-def torch_calls(limits: Limits) -> Mapping[str, Call]:
+def torch_trust(limits: Limits, vouched: frozenset[str]) -> Trust:
+    """What one file written by ``torch.save`` may name and do; its constructors have a budget of copies.
+
+    Args:
+        limits: bounds.
+        vouched: ``module.name`` of further callables the user knows.
+    """
+    return Trust(_torch_calls(limits), _may_be_instantiated, _check_state, vouched)
+
+
+def _torch_calls(limits: Limits) -> Mapping[str, Call]:
     """``module.name`` → record maker, for one file written by ``torch.save``: the table keeps count of copies."""
     copies = _Copies(limits)
 
@@ -221,7 +230,7 @@ def _is_attribute(name: str) -> bool:
 def _partial(args: tuple[object, ...]) -> Inert:
     """``functools.partial(function, ...)``: it waits to be called, by whatever code the file's classes run.
 
-    Pickled, it gets its function twice: here and in its state, which ``_Machine.build`` hands to ``check_state``.
+    Pickled, it gets its function twice: here and in its state, which ``_Machine.build`` hands to ``_check_state``.
     """
     _check_partial(args)
     return Inert(GlobalRef("functools", "partial"), args)
@@ -236,7 +245,7 @@ def _check_partial(args: tuple[object, ...]) -> None:
     raise UnsafeFile("it holds a partial call of something it computed; do not load this file")
 
 
-def check_state(maker: GlobalRef, state: object) -> None:
+def _check_state(maker: GlobalRef, state: object) -> None:
     """Refuse state that would swap the function of a partial call for one that was not looked at.
 
     Raises:

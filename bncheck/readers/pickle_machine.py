@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
@@ -22,56 +23,48 @@ PersistentLoad = Callable[[object], object]
 _WRAPS = 2**60
 # Packages loaded from folders of any name may hold hyphens; no part may be empty or lead elsewhere.
 _MODULE_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
-_NO_CALLS: frozenset[str] = frozenset()
 
 
-def interpret(
-    data: bytes,
-    *,
-    calls: Mapping[str, Call],
-    persistent_load: PersistentLoad,
-    may_be_instantiated: Callable[[GlobalRef], bool],
-    check_state: Callable[[GlobalRef, object], None],
-    limits: Limits,
-    vouched: frozenset[str] = _NO_CALLS,
-) -> object:
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What a pickle may name and do.
+
+    Attributes:
+        calls: ``module.name`` → what a call of it makes; everything else is refused.
+        may_be_instantiated: whether an empty instance of a class, filled with state, runs nothing but that class's
+            own code; asked for names that are not in ``calls``.
+        check_state: raises ``UnsafeFile`` where an object's state would make it run what was not looked at.
+        vouched: ``module.name`` of further callables the user knows; their results are opaque records.
+    """
+
+    calls: Mapping[str, Call]
+    may_be_instantiated: Callable[[GlobalRef], bool]
+    check_state: Callable[[GlobalRef, object], None]
+    vouched: frozenset[str] = frozenset()
+
+
+def interpret(data: bytes, trust: Trust, persistent_load: PersistentLoad, limits: Limits) -> object:
     """Build the records of one pickle that must fill ``data`` exactly.
 
     Args:
         data: the pickle.
-        calls: ``module.name`` → what a call of it makes; everything else is refused.
+        trust: what it may name and do.
         persistent_load: turns a persistent id into a record.
-        may_be_instantiated: whether an empty instance of a class, filled with state, runs nothing but that class's
-            own code; asked for names that are not in ``calls``.
-        check_state: raises ``UnsafeFile`` where an object's state would make it run what was not looked at.
         limits: bounds on opcodes and integers.
-        vouched: ``module.name`` of further callables the user knows; their results are opaque records.
 
     Raises:
         UnreadableFile: the stream is broken or exceeds a bound.
-        UnsafeFile: loading it would call something that is not in the table.
+        UnsafeFile: loading it would call something that is not trusted.
     """
-    return _Machine(data, calls, persistent_load, may_be_instantiated, check_state, limits, vouched).run()
+    return _Machine(data, trust, persistent_load, limits).run()
 
 
 class _Machine:
-    def __init__(
-        self,
-        data: bytes,
-        calls: Mapping[str, Call],
-        persistent_load: PersistentLoad,
-        may_be_instantiated: Callable[[GlobalRef], bool],
-        check_state: Callable[[GlobalRef, object], None],
-        limits: Limits,
-        vouched: frozenset[str],
-    ) -> None:
+    def __init__(self, data: bytes, trust: Trust, persistent_load: PersistentLoad, limits: Limits) -> None:
         self._data = data
-        self._calls = calls
+        self._trust = trust
         self._persistent_load = persistent_load
-        self._may_be_instantiated = may_be_instantiated
-        self._check_state = check_state
         self._limits = limits
-        self._vouched = vouched
         self._position = 0
         self._stack: list[object] = []
         self._marked: list[list[object]] = []
@@ -440,18 +433,18 @@ class _Machine:
 
     def _new(self, maker: object, args: object) -> object:
         """``cls.__new__(cls, *args)``: without arguments it makes an empty instance."""
-        if args != () or not isinstance(maker, GlobalRef) or maker.path in self._calls:
+        if args != () or not isinstance(maker, GlobalRef) or maker.path in self._trust.calls:
             return self._call(maker, args)
-        return Inert(maker) if self._may_be_instantiated(maker) else self._call(maker, args)
+        return Inert(maker) if self._trust.may_be_instantiated(maker) else self._call(maker, args)
 
     def _call(self, maker: object, args: object) -> object:
         if not isinstance(args, tuple):
             raise self._broken("something is called with arguments that are no tuple")
         if isinstance(maker, GlobalRef):
-            known = self._calls.get(maker.path)
+            known = self._trust.calls.get(maker.path)
             if known is not None:
                 return known(args)
-            if maker.path in self._vouched:
+            if maker.path in self._trust.vouched:
                 return Inert(maker, args)
         raise self._refusal(maker)
 
@@ -471,7 +464,7 @@ class _Machine:
                     # Real unpickling would merge the two; no pickler writes it, and merging invites quadratic work.
                     raise self._broken("the state of an object is set twice")
                 if isinstance(target, Inert):
-                    self._check_state(target.maker, state)
+                    self._trust.check_state(target.maker, state)
                 target.state = state
             case GlobalRef() as target:
                 raise UnsafeFile(f"loading it would change attributes of {target.path}; do not load this file")

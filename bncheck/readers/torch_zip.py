@@ -22,7 +22,7 @@ from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.readers.assemble import Statement, assemble, group_of, wrapper_prefix
 from bncheck.readers.networks import Network, Path, search
-from bncheck.readers.pickle_calls import check_state, may_be_instantiated, torch_calls
+from bncheck.readers.pickle_calls import torch_trust
 from bncheck.readers.pickle_machine import interpret
 from bncheck.readers.pickle_records import PickledTensor
 from bncheck.readers.source import Source
@@ -61,15 +61,8 @@ class _Archive:
         self._big_endian = self._is_big_endian()
 
     def checkpoint(self, path: str, vouched: frozenset[str]) -> Checkpoint:
-        root = interpret(
-            self._pickle(),
-            calls=torch_calls(self._limits),
-            persistent_load=persistent_storage,
-            may_be_instantiated=may_be_instantiated,
-            check_state=check_state,
-            limits=self._limits,
-            vouched=vouched,
-        )
+        trust = torch_trust(self._limits, vouched)
+        root = interpret(self._pickle(), trust, persistent_storage, self._limits)
         found = search(root, self._limits)
         if not found.networks and not found.optimizers:
             raise NoModel(f"holds no model: it is {_describe(root)}")

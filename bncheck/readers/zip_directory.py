@@ -127,13 +127,14 @@ class ZipDirectory:
         return known
 
     def _check_local_header(self, member: Member) -> int:
-        header = self._source.read_at(member.header_offset, _LOCAL.size)
-        magic, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack(header)
+        expected = member.name.encode()
+        header = self._source.read_at(member.header_offset, _LOCAL.size + len(expected))
+        magic, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack_from(header)
         if magic != b"PK\x03\x04":
             raise UnsafeFile(f"{member.name!r}: there is no local header where the directory says")
-        name = self._source.read_at(member.header_offset + _LOCAL.size, name_length)
-        if name != member.name.encode():
-            raise UnsafeFile(f"{member.name!r} is called {name[:80]!r} in its local header")
+        name = header[_LOCAL.size :]
+        if name_length != len(expected) or name != expected:
+            raise UnsafeFile(f"{member.name!r} is called {name[:80]!r} or longer in its local header")
         if flags != member.flags or method != member.method:
             raise UnsafeFile(f"{member.name!r}: local header and directory disagree on how it is packed")
         # Bit 3: the true values follow the data, and the local ones may be 0. A zip64 writer puts the maximum.
