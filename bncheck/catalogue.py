@@ -20,11 +20,13 @@ from bncheck.rules import (
     statistics_at_initialisation,
     statistics_missing,
     tracked_instance_norm,
+    training_mode_baked_in,
     zero_momentum,
 )
 
 RULES: tuple[Rule, ...] = (
     saved_in_training_mode.RULE,
+    training_mode_baked_in.RULE,
     batch_statistics_at_inference.RULE,
     tracked_instance_norm.RULE,
     statistics_at_initialisation.RULE,

@@ -13,6 +13,12 @@ class FileFormat(enum.Enum):
     """How the bytes are laid out."""
 
     TORCH_ZIP = "torch-zip"
+    TORCH_LEGACY = "torch-legacy"
+    """``torch.save`` from 0.1.10 to 1.5: several pickles in a row, then the storages."""
+    TORCH_TAR = "torch-tar"
+    """``torch.save`` before 0.1.10."""
+    TORCHSCRIPT = "torchscript"
+    PT2 = "pt2"
     SAFETENSORS = "safetensors"
 
 
@@ -23,6 +29,15 @@ class Packaging(enum.Enum):
     MODULE = "module"
     CHECKPOINT = "checkpoint"
     """A dict of several things: one or more models with optimizer state, counters, settings."""
+    TORCHSCRIPT = "torchscript"
+    """Modules with the code that calls them, scripted or traced."""
+    EXPORTED_PROGRAM = "exported-program"
+    """What ``torch.export`` made: a graph of operators and the tensors it reads."""
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether the file says how its layers are called."""
+        return self in (Packaging.TORCHSCRIPT, Packaging.EXPORTED_PROGRAM)
 
 
 class Stage(enum.Enum):

@@ -54,6 +54,10 @@ class NormLayer:
         affine: whether it has a scale and a shift.
         track_running_stats: whether it is meant to keep running moments.
         training: the layer's own mode flag in the file.
+        baked_training: the mode a graph calls the layer in, whatever its flag says; None where the call follows the
+            flag, or there is no graph.
+        execution_order: position of the graph's first call of the layer among all calls of such layers, from 0; None
+            where there is no graph, or it never calls the layer.
         running_mean, running_var: stored moments.
         num_batches_tracked: updates so far; a float where averaging made it one.
         weight, bias: gamma and beta.
@@ -73,6 +77,8 @@ class NormLayer:
     affine: bool | None = None
     track_running_stats: bool | None = None
     training: bool | None = None
+    baked_training: bool | None = None
+    execution_order: int | None = None
     running_mean: Float64Array | None = None
     running_var: Float64Array | None = None
     num_batches_tracked: int | float | None = None

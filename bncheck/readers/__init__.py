@@ -9,7 +9,7 @@ from bncheck.core.limits import DEFAULT_LIMITS, Limits
 from bncheck.readers.safetensors import read_safetensors
 from bncheck.readers.sniff import Container, sniff
 from bncheck.readers.source import FileSource
-from bncheck.readers.torch_zip import read_torch_zip
+from bncheck.readers.zip_archive import read_zip
 
 _NOBODY: frozenset[str] = frozenset()
 
@@ -30,7 +30,7 @@ def read(path: str, limits: Limits = DEFAULT_LIMITS, vouched: frozenset[str] = _
     with FileSource(path) as source:
         match container := sniff(source):
             case Container.ZIP:
-                return read_torch_zip(source, path, limits, vouched)
+                return read_zip(source, path, limits, vouched)
             case Container.SAFETENSORS:
                 return read_safetensors(source, path, limits)
             case _:

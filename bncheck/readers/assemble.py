@@ -6,7 +6,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bncheck.core.checkpoint import TensorRef, Unread
 from bncheck.core.errors import UnreadableFile
@@ -33,6 +33,19 @@ _NORM_BASE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
+class GraphCall:
+    """How a graph calls a layer.
+
+    Attributes:
+        order: position among the graph's calls of normalisation layers, from 0.
+        baked_training: the constant it passes for the mode; None where the call follows the layer's flag.
+    """
+
+    order: int
+    baked_training: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
     """One network's tensors and whatever else its file says, ready to be read as layers."""
 
@@ -45,6 +58,8 @@ class Statement:
     versions: Mapping[str, int] | None = None
     in_order: bool = True
     """Whether the tensors come in the order of the network's layers."""
+    calls: Mapping[str, GraphCall] = field(default_factory=dict)
+    """By layer name; empty where the file holds no graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +119,8 @@ def assemble(statement: Statement, load: Load) -> Assembled:
             unread.extend(failed)
             unread.extend(_drop_unequal(name, values))
             references = {leaf: tensor for leaf, tensor in leaves.items() if isinstance(tensor, TensorRef)}
-            layers.append(_layer(name, kind, statement.group, references, values, facts, followed.get(name)))
+            layer = _layer(name, kind, statement.group, references, values, facts, followed.get(name))
+            layers.append(_called(layer, statement.calls.get(name)))
     return Assembled(tuple(layers), tuple(unread))
 
 
@@ -249,6 +265,12 @@ def _layer(
         dtype=None if stored is None else stored.dtype,
         follows_bias=None if bias_before is None else bias_before == features,
     )
+
+
+def _called(layer: NormLayer, call: GraphCall | None) -> NormLayer:
+    if call is None:
+        return layer
+    return replace(layer, baked_training=call.baked_training, execution_order=call.order)
 
 
 def _flat(array: Float64Array | None) -> Float64Array | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 from bncheck.core.errors import UnreadableFile, UnsafeFile
@@ -40,7 +40,7 @@ class Trust:
     calls: Mapping[str, Call]
     may_be_instantiated: Callable[[GlobalRef], bool]
     check_state: Callable[[GlobalRef, object], None]
-    vouched: frozenset[str] = frozenset()
+    vouched: Container[str] = frozenset()
 
 
 def interpret(data: bytes, trust: Trust, persistent_load: PersistentLoad, limits: Limits) -> object:
@@ -56,7 +56,21 @@ def interpret(data: bytes, trust: Trust, persistent_load: PersistentLoad, limits
         UnreadableFile: the stream is broken or exceeds a bound.
         UnsafeFile: loading it would call something that is not trusted.
     """
-    return _Machine(data, trust, persistent_load, limits).run()
+    machine = _Machine(data, trust, persistent_load, limits)
+    root = machine.run()
+    if machine.position != len(data):
+        raise UnsafeFile("there is data behind the end of the pickle")
+    return root
+
+
+def interpret_first(data: bytes, trust: Trust, persistent_load: PersistentLoad, limits: Limits) -> tuple[object, int]:
+    """Build the records of the pickle that ``data`` begins with; also returns where it ends.
+
+    Raises:
+        UnreadableFile, UnsafeFile: as ``interpret``, except for data behind the end.
+    """
+    machine = _Machine(data, trust, persistent_load, limits)
+    return machine.run(), machine.position
 
 
 class _Machine:
@@ -90,11 +104,14 @@ class _Machine:
         raise UnreadableFile(f"the pickle has more than {self._limits.pickle_opcodes} opcodes")
 
     def _finish(self) -> object:
-        if self._position != len(self._data):
-            raise UnsafeFile("there is data behind the end of the pickle")
         if len(self._stack) != 1 or self._marked:
             raise self._broken("it leaves more or less than one object")
         return self._stack[0]
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far."""
+        return self._position
 
     def _broken(self, why: str) -> UnreadableFile:
         return UnreadableFile(f"the pickle is damaged at byte {self._position}: {why}")

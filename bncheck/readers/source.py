@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -25,6 +26,40 @@ class Source(Protocol):
             UnreadableFile: the range does not lie inside the source, or reading failed.
         """
         ...
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Announce (offset, length) ranges that will be read; fetching them together may be cheaper than one by one."""
+        ...
+
+
+class SliceSource:
+    """A part of another source, as a source: a file stored inside an archive.
+
+    Args:
+        source: the whole.
+        start: first byte of the part.
+        size: its length in bytes; the part must lie inside the whole.
+    """
+
+    def __init__(self, source: Source, start: int, size: int) -> None:
+        self._source = source
+        self._start = start
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self._size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``offset`` of the part."""
+        if offset < 0 or length < 0 or offset + length > self._size:
+            raise UnreadableFile(f"bytes {offset} to {offset + length} are needed of a member of {self._size}")
+        return self._source.read_at(self._start + offset, length)
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Announce ranges to the whole."""
+        self._source.prefetch([(self._start + offset, length) for offset, length in ranges])
 
 
 class FileSource:
@@ -78,6 +113,9 @@ class FileSource:
         except OSError as error:
             raise UnreadableFile(f"cannot be read: {error.strerror}") from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Nothing: the operating system reads ahead."""
 
     def __enter__(self) -> Self:
         return self

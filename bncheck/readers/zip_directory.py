@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
-from bncheck.readers.source import Source
+from bncheck.readers.source import SliceSource, Source
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16 end of central directory record
 _END_64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14 zip64 end of central directory record
@@ -86,6 +86,25 @@ class ZipDirectory:
         if member.method == _DEFLATED or length == member.size:
             return self.read(name)[start : start + length]
         return self._source.read_at(self._data_offset(member) + start, length)
+
+    def member_source(self, name: str) -> Source:
+        """A stored member as a source of its own: an archive inside the archive.
+
+        Raises:
+            UnreadableFile: there is no such member, or it is deflated.
+            UnsafeFile: its local header contradicts the directory.
+        """
+        member = self._member(name)
+        if member.method != _STORED:
+            raise UnreadableFile(f"{name} is deflated, and holds an archive: torch only stores these")
+        return SliceSource(self._source, self._data_offset(member), member.size)
+
+    def damage_remarks(self) -> tuple[str, ...]:
+        """What to say of members read so far whose bytes disagree with their CRC-32."""
+        return tuple(
+            f"{name} is damaged: its bytes disagree with their checksum (torch.load does not notice)"
+            for name in self.damaged
+        )
 
     def verify(self) -> None:
         """Check every member's local header, and that nothing lies between the members.

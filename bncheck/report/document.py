@@ -64,6 +64,8 @@ def layer_document(layer: NormLayer) -> Document:
         "affine": layer.affine,
         "track_running_stats": layer.track_running_stats,
         "training": layer.training,
+        "baked_training": layer.baked_training,
+        "execution_order": layer.execution_order,
         "num_batches_tracked": finite(layer.num_batches_tracked),
         "dtype": layer.dtype,
         "running_mean": _range(layer.running_mean),

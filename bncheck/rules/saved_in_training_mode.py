@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bncheck.core.checkpoint import Checkpoint, Stage
+from bncheck.core.checkpoint import Checkpoint, Packaging, Stage
 from bncheck.core.finding import Severity
 from bncheck.core.layers import NormKind, NormLayer
 from bncheck.core.limits import Limits
@@ -21,12 +21,16 @@ def check(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], limits: Limits)
     message = "Saved in training mode" + (", beside others in eval mode" if mixed else "")
     message += ": until eval() is called it normalises with the batch it is given, and overwrites its running moments."
     numbers = {"layers in training mode": len(training), "layers in eval mode": len(judged) - len(training)}
+    # A scripted archive is shipped as it is, and is run by programs that never call eval().
+    severity = Severity.ERROR if checkpoint.packaging is Packaging.TORCHSCRIPT else None
     for layer in training:
-        yield layer, Evidence(message, numbers)
+        yield layer, Evidence(message, numbers, severity=severity)
 
 
 def _mode_matters(layer: NormLayer) -> bool:
-    return layer.kind in (NormKind.BATCH, NormKind.SYNC_BATCH) and layer.keeps_running_statistics
+    """A traced graph does not look at the flag."""
+    follows_flag = layer.baked_training is None
+    return follows_flag and layer.kind in (NormKind.BATCH, NormKind.SYNC_BATCH) and layer.keeps_running_statistics
 
 
 RULE = Rule(
@@ -40,9 +44,13 @@ RULE = Rule(
         "samples in the batch, and running moments that drift with every prediction."
     ),
     formula="the layer's `training` flag in the file is true",
-    limit="none; a file that carries optimizer state goes on training and is left alone (--stage overrides)",
+    limit=(
+        "none: warning for a module, error for scripted TorchScript, which runs as it was saved; a file that carries "
+        "optimizer state goes on training and is left alone (--stage overrides)"
+    ),
     false_alarms=(
         "a training checkpoint, with a frozen backbone or a teacher in whatever mode",
+        "traced graphs, which do not look at the flag: that is BN102",
         "FrozenBatchNorm, and layers without running moments, whose mode changes nothing",
         "networks meant to predict in training mode (pix2pix, test-time adaptation): ignore the rule for them",
     ),

@@ -10,7 +10,7 @@ from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 def check(layer: NormLayer, limits: Limits) -> Verdict:
     """Complain of an instance norm with running moments."""
-    if layer.kind is not NormKind.INSTANCE or not layer.has_running_statistics:
+    if layer.kind is not NormKind.INSTANCE or not layer.has_running_statistics or layer.baked_training:
         return None
     return Evidence("An instance norm with running moments: in eval mode it uses them for every sample alike.")
 
@@ -27,7 +27,10 @@ RULE = Rule(
     ),
     formula="the class is an instance norm and both running buffers are in the file",
     limit="none",
-    false_alarms=("an instance norm without running moments, torch's default",),
+    false_alarms=(
+        "an instance norm without running moments, torch's default",
+        "one that a graph calls in training mode as a constant: it goes on using each sample's own moments",
+    ),
     remedy=(
         "layer = torch.nn.InstanceNorm2d(channels, affine=True)  # track_running_stats=False\n"
         'model.load_state_dict({k: v for k, v in state.items() if "running_" not in k})'

@@ -315,10 +315,10 @@ def test_a_fault_of_the_readers_is_exit_2_and_leaves_the_other_files(command: st
     files = [str(FAULTY), *([str(FIXTURES / "healthy-mlp-safetensors")] if command == "audit" else [])]
     program = f"""
 import sys
-from bncheck.readers import torch_zip
+from bncheck.readers import pickled
 def crash(root, limits):
     raise ZeroDivisionError("boom")
-torch_zip.search = crash
+pickled.search = crash
 from bncheck.cli import main
 sys.argv = ["bncheck", {command!r}, *{files!r}]
 main()
