@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 
 from bncheck.catalogue import RULES
 from bncheck.core.checkpoint import Stage
-from bncheck.core.errors import BadUsage, BncheckError, NoModel
+from bncheck.core.errors import BadUsage, BncheckError, NoModel, UnsupportedFile
 from bncheck.core.finding import Failure, Report, Severity, Subject
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
 from bncheck.core.rule import Rule
 from bncheck.engine import examine
-from bncheck.readers import read
-from bncheck.readers.candidates import is_candidate
+from bncheck.readers import matching_urls, read
+from bncheck.readers.candidates import DISTRIBUTED, is_candidate, is_distributed, is_distributed_part
+from bncheck.readers.sharded import shards_beside
+from bncheck.readers.urls import is_pattern, local_path, scheme_of, shown
 
 Progress = Callable[[int, int, str], None]
 """(files done, files in all, the next path)."""
@@ -48,7 +50,7 @@ def audit_paths(paths: Iterable[str], settings: Settings, progress: Progress | N
         settings: how to audit.
         progress: told before each file.
     """
-    found = find_files(paths)
+    found = find_files(paths, settings.limits)
     subjects: list[Subject] = []
     failures = list(found.failures)
     skipped = found.skipped
@@ -62,12 +64,14 @@ def audit_paths(paths: Iterable[str], settings: Settings, progress: Progress | N
             if isinstance(error, NoModel) and path in found.walked:
                 skipped += 1
             else:
-                failures.append(Failure(path, error.kind, str(error)))
+                failures.append(Failure(shown(path), error.kind, str(error)))
         except (MemoryError, RecursionError) as error:
-            failures.append(Failure(path, "unsafe-file", f"reading it needs too much memory ({type(error).__name__})"))
+            too_much = f"reading it needs too much memory ({type(error).__name__})"
+            failures.append(Failure(shown(path), "unsafe-file", too_much))
         except Exception as error:
             # A fault of ours on one file must neither hide the others nor end as exit code 1, which means findings.
-            failures.append(Failure(path, "internal-error", f"bncheck failed on it: {type(error).__name__}: {error}"))
+            what = f"bncheck failed on it: {type(error).__name__}: {error}"
+            failures.append(Failure(shown(path), "internal-error", what))
     return Report(tuple(subjects), tuple(failures), skipped, settings.fail_on)
 
 
@@ -109,38 +113,72 @@ class FoundFiles:
     skipped: int
 
 
-def find_files(paths: Iterable[str]) -> FoundFiles:
-    """Expand folders (recursively; hidden ones are left out) and globs; each file once, in order."""
+_NO_MATCH = "the pattern matches no file; check the path"
+
+
+def find_files(paths: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> FoundFiles:
+    """Expand folders (recursively; hidden ones are left out) and globs, also of URLs; each file once, in order."""
     files: dict[str, None] = {}
     walked: set[str] = set()
     failures: list[Failure] = []
     skipped = 0
-    for path in paths:
-        if os.path.isdir(path):
-            models = 0
-            for name in _walk(path):
-                if is_candidate(name):
-                    models += 1
-                    if name not in files:
-                        files[name] = None
-                        walked.add(name)
-                else:
-                    skipped += 1
-            if not models:
-                failures.append(Failure(path, "nothing-found", "the folder holds no model file; check the path"))
+    for path in map(local_path, paths):
+        if scheme_of(path) is not None:
+            urls, failed = _find_urls(path, limits)
+            files.update(dict.fromkeys(urls))
+            failures.extend(failed)
+        elif os.path.isdir(path):
+            folder = _find_inside(path, limits)
+            fresh = [name for name in folder.files if name not in files]
+            files.update(dict.fromkeys(fresh))
+            walked.update(fresh)
+            failures.extend(folder.failures)
+            skipped += folder.skipped
+        elif is_distributed_part(path):
+            failures.append(Failure(path, UnsupportedFile.kind, DISTRIBUTED))
         elif os.path.lexists(path) or not glob.has_magic(path):
             files.setdefault(path)
             walked.discard(path)
         else:
             matches = sorted(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))
             if not matches:
-                failures.append(Failure(path, "nothing-found", "the pattern matches no file; check the path"))
+                failures.append(Failure(path, "nothing-found", _NO_MATCH))
             files.update(dict.fromkeys(matches))
     return FoundFiles(tuple(files), frozenset(walked), tuple(failures), skipped)
 
 
-def _walk(folder: str) -> Iterator[str]:
+def _find_urls(url: str, limits: Limits) -> tuple[Sequence[str], Sequence[Failure]]:
+    if not is_pattern(url):
+        return (url,), ()
+    try:
+        urls = matching_urls(url, limits)
+    except BncheckError as error:
+        return (), (Failure(shown(url), error.kind, str(error)),)
+    return urls, () if urls else (Failure(shown(url), "nothing-found", _NO_MATCH),)
+
+
+def _find_inside(folder: str, limits: Limits) -> FoundFiles:
+    """The model files of a folder; those that an index names belong to it, and are not audited beside it."""
+    files: list[str] = []
+    failures: list[Failure] = []
+    skipped = 0
+    for root, names in _walk(folder):
+        if is_distributed(names):
+            failures.append(Failure(root, UnsupportedFile.kind, DISTRIBUTED))
+            continue
+        models = [path for path in (os.path.join(root, name) for name in names) if is_candidate(path)]
+        shards = {shard for path in models for shard in shards_beside(path, limits)}
+        files.extend(path for path in models if path not in shards)
+        skipped += len(names) - len(models)
+    if not files and not failures:
+        failures.append(Failure(folder, "nothing-found", "the folder holds no model file; check the path"))
+    return FoundFiles(tuple(files), frozenset(files), tuple(failures), skipped)
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Every folder and the files in it."""
     for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            yield os.path.join(root, name)
+        # In the Hugging Face cache, what snapshots hold are links to blobs, whose names say nothing.
+        linked = {"blobs"} if {"blobs", "snapshots"} <= set(folders) else set()
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in linked)
+        yield root, sorted(names)

@@ -83,7 +83,7 @@ def _finding(
         layers=tuple(layer.full_name for layer, _ in hits),
         evidence=evidence,
         rationale=rule.rationale,
-        remedy=rule.remedy.replace("{path}", checkpoint.path),
+        remedy=(rule.remedy if worst.remedy is None else worst.remedy).replace("{path}", checkpoint.path),
     )
 
 

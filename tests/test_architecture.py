@@ -19,6 +19,11 @@ _UNWANTED = {
     "safetensors": "the header is read by the project's own reader",
     "networks": "the model's class source must not be needed",
     "sklearn": "only fixtures are trained with it",
+    "fsspec": "only URLs need it",
+    "aiohttp": "only URLs need it",
+    "asyncio": "only URLs need it",
+    "multiprocessing": "only URLs need it",
+    "bncheck.readers.remote": "only URLs need it",
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bncheck.catalogue import RULES
-from bncheck.core.checkpoint import Unread
+from bncheck.core.checkpoint import Packaging, Unread
 from bncheck.core.finding import ExitCode, Failure, Finding, NotChecked, Passed, Report, Severity
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
@@ -94,7 +94,8 @@ def test_fail_on(fail_on: Severity | None, code: ExitCode) -> None:
 
 
 def test_healthy_layers_pass_every_rule() -> None:
-    subject = examine(checkpoint([layer("a"), layer("b")]), RULES, DEFAULT_LIMITS)
+    called = [layer(name, baked_training=False, execution_order=index) for index, name in enumerate("ab")]
+    subject = examine(checkpoint(called, packaging=Packaging.TORCHSCRIPT), RULES, DEFAULT_LIMITS)
     assert subject.outcomes == tuple(Passed(rule.id) for rule in RULES)
 
 

@@ -13,6 +13,7 @@ from bncheck.cli.output import OutputFormat, emit, text_width
 from bncheck.core.errors import BncheckError
 from bncheck.core.finding import ExitCode
 from bncheck.readers import read
+from bncheck.readers.urls import shown
 from bncheck.report.document import layer_document
 from bncheck.report.json import to_json
 
@@ -28,7 +29,7 @@ def inspect(
     try:
         checkpoint = read(path, vouched=frozenset(allow_call or ()))
     except BncheckError as error:
-        raise type(error)(f"{path}: {error}") from None
+        raise type(error)(f"{shown(path)}: {error}") from None
     match output_format:
         case OutputFormat.JSON:
             emit(

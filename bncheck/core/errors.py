@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+# Characters of a message: several times the longest that readers write, without the names it quotes from a file.
+_LONGEST = 900
+
 
 class BncheckError(Exception):
     """Base of all errors a user may see: the message says what, where, and what to do.
 
-    ``kind`` is the stable name of the error in machine-readable reports.
+    It is one line, whatever names out of a file it quotes: characters that cannot be printed are escaped, and what is
+    too long is cut. ``kind`` is the stable name of the error in machine-readable reports.
     """
 
     kind = "error"
+
+    def __init__(self, message: str) -> None:
+        shown = "".join(
+            character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+            for character in message[:_LONGEST]
+        )
+        super().__init__(shown if len(message) <= _LONGEST and len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…")
 
 
 class UnreadableFile(BncheckError):

@@ -52,6 +52,25 @@ class Limits:
     pickle_copied_bytes: int = 64 * 2**20
     # CPython refuses to print integers above 4300 digits; no checkpoint holds one of 1 KiB.
     pickle_integer_bytes: int = 1024
+    # TorchScript code read for one file, and expressions followed in it, in all modes together: EfficientNet-B7,
+    # traced, has 0.6 MB of code, and ResNet-152, scripted, takes 7e4 steps.
+    code_bytes: int = 4 * 2**20
+    code_steps: int = 1_500_000
+    # Brackets and blocks inside one another in a line of code; PyTorch breaks long lines up.
+    code_nesting: int = 150
+    # Functions that call one another; modules of published networks nest some 20 deep.
+    code_call_depth: int = 100
+    # Characters in the names of all modules and tensors: 3e5 names of the longest published networks' 200.
+    name_characters: int = 64 * 2**20
+    # Lists, and entries of objects, in one JSON text: parsed, it takes ten times its bytes and more. The header of a
+    # safetensors file holds five for each tensor.
+    json_values: int = 2_000_000
+    # ResNet-152 exported in training mode and decomposed is 3.2 MB of JSON: 671 nodes, 73 000 values. The largest
+    # diffusion networks have 1e4 nodes.
+    exported_json_bytes: int = 48 * 2**20
+    exported_nodes: int = 50_000
+    # Tensors of a class of their own, each in a pickle of its own: some hundreds in a quantised network.
+    exported_pickles: int = 4096
     # Modules nested deeper than this are no network (torch's own recursion would fail first).
     nesting: int = 200
     # Characters in a dotted name; the longest in published models have some 200.
@@ -65,10 +84,22 @@ class Limits:
     # torch writes one member for each storage: an Adam checkpoint of 1e4 tensors has 3e4.
     zip_members: int = 300_000
     zip_directory_bytes: int = 64 * 2**20
+    # The three pickles a legacy stream begins with take 137 bytes, in protocol 0 some 250.
+    legacy_header_bytes: int = 4096
+    # Storages that a legacy stream or tar lists one by one: as many as torch writes zip members.
+    legacy_storages: int = 300_000
+    # Extended header of a tar member: Python's tarfile writes the time, ids and names, each below 100 bytes.
+    tar_extended_bytes: int = 4096
     # What deflated members (some tools repack archives) may unpack to, all together.
     zip_inflated_bytes: int = 64 * 2**20
     # The format itself caps the header at 100 MB (safetensors README); parsed JSON takes ten times its size.
     safetensors_header_bytes: int = 16 * 2**20
+    # The index of a model spread over files: some 90 bytes for each tensor, and the largest models have 1e5.
+    shard_index_bytes: int = 16 * 2**20
+    # Files of one model, which are open at the same time; the largest published models have some 200.
+    shards: int = 512
+    # The config.json beside a model: names of the 21841 classes of ImageNet, there and back, take 2 MB.
+    config_bytes: int = 4 * 2**20
     # Separate reads for a tensor that is scattered over a large storage (a column of a big matrix).
     scattered_reads: int = 65_536
     # Channels of one normalisation layer; the widest published layers have some 1e5.
@@ -76,6 +107,18 @@ class Limits:
     # Bytes of batch-norm tensors held for one file, as float64: 300 times ResNet-50's.
     statistics_bytes: int = 128 * 2**20
     tensor_dimensions: int = 64
+    # Of a file behind a URL: bytes held of what was fetched, which is some sixty times the batch-norm tensors of a
+    # ResNet-50 and all their neighbours within one request; they come again when more is needed.
+    remote_cache_bytes: int = 32 * 2**20
+    # What a server that ignores byte ranges may send whole: most of the small classifiers, in one answer.
+    remote_whole_bytes: int = 32 * 2**20
+    # All that may be fetched of one file. A 500 MB Adam checkpoint takes 1 MB in 80 requests; the bounds of the
+    # pickle, the directory and the statistics above add up to less than this.
+    remote_bytes: int = 512 * 2**20
+    remote_requests: int = 10_000
+    # Seconds without a byte, and for the whole file: 32 MiB whole at 0.5 Mbit/s.
+    remote_stall_seconds: float = 20.0
+    remote_seconds: float = 600.0
     # Optimizer step counters looked at to learn how long a checkpoint was trained.
     optimizer_steps_read: int = 64
 

@@ -35,12 +35,14 @@ class Evidence:
         numbers: what was measured and the limits it was held against, by name.
         badness: orders layers inside a finding; the numbers of the worst are shown.
         severity: where it differs from the rule's own.
+        remedy: likewise.
     """
 
     message: str
     numbers: Mapping[str, Number] = field(default_factory=dict)
     badness: float = 0.0
     severity: Severity | None = None
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from bncheck.core.checkpoint import TensorRef, Unread
 from bncheck.core.errors import UnreadableFile
 from bncheck.core.layers import Averaging, Float64Array, Momentum, NormKind, NormLayer, family_of
+from bncheck.readers.conventions import is_shard
 from bncheck.readers.networks import ModuleFacts
-from bncheck.readers.norm_classes import kind_of
+from bncheck.readers.norm_classes import is_of_torch, kind_of
 from bncheck.readers.pickle_records import Inert
-
-# Checkpoint keys that lead to the network being trained.
-_MODEL_KEYS = frozenset(
-    {"model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights"}
-)
-# Words in a checkpoint key → the copy of the network it leads to.
-_COPY_WORDS: tuple[tuple[str, str], ...] = (
-    ("ema", "ema"),
-    ("swa", "swa"),
-    ("teacher", "teacher"),
-    ("averaged", "averaged"),
-)
 
 # torch.nn.modules.batchnorm._NormBase._version: since 2 its state dict holds num_batches_tracked. Other modules whose
 # state is one weight and one bias (LayerNorm, GroupNorm) are at 1.
@@ -60,6 +48,8 @@ class Statement:
     """Whether the tensors come in the order of the network's layers."""
     calls: Mapping[str, GraphCall] = field(default_factory=dict)
     """By layer name; empty where the file holds no graph."""
+    flattened: bool = False
+    """Whether parameters lie in tensors that hold several end to end, so that a layer without one may have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +61,20 @@ class Assembled:
 
 
 Load = Callable[[TensorRef], Float64Array]
+Announce = Callable[[Iterable[TensorRef]], None]
 
 
-def group_of(path: tuple[str, ...]) -> str:
-    """The copy of the network that checkpoint keys lead to: ``model``, ``ema`` … or the keys themselves."""
-    rest = [key for key in path if key not in _MODEL_KEYS]
-    for key in rest:
-        words = re.split(r"[^a-z]+", key.lower())
-        for word, group in _COPY_WORDS:
-            if word in words:
-                return group
-    return ".".join(rest) or "model"
+def _fetch_alone(tensors: Iterable[TensorRef]) -> None:
+    """For tensors that cannot be fetched together."""
 
 
-def wrapper_prefix(names: Sequence[str]) -> str:
-    """The prefix a wrapper put before every name: ``module.`` of DataParallel and DistributedDataParallel, or none."""
-    return "module." if names and all(name.startswith("module.") for name in names) else ""
-
-
-def assemble(statement: Statement, load: Load) -> Assembled:
+def assemble(statement: Statement, load: Load, announce: Announce = _fetch_alone) -> Assembled:
     """Read a network's normalisation layers.
 
     Args:
         statement: the network.
         load: reads one tensor's values.
+        announce: told beforehand which tensors will be loaded, so that their bytes may be fetched together.
     """
     by_layer: dict[str, dict[str, TensorRef | str]] = {}
     everything: Mapping[str, TensorRef | str] = {**statement.tensors, **statement.opaque}
@@ -109,6 +89,13 @@ def assemble(statement: Statement, load: Load) -> Assembled:
             (name, _state_dict_kind(name, leaves, siblings, statement.versions)) for name, leaves in by_layer.items()
         ]
     followed = _after_bias(by_layer, statement.modules) if statement.in_order else {}
+    announce(
+        tensor
+        for name, kind in names
+        if kind is not None
+        for leaf, tensor in by_layer.get(name, {}).items()
+        if leaf in _LEAVES and isinstance(tensor, TensorRef)
+    )
     layers: list[NormLayer] = []
     unread: list[Unread] = []
     for name, kind in names:
@@ -119,15 +106,18 @@ def assemble(statement: Statement, load: Load) -> Assembled:
             unread.extend(failed)
             unread.extend(_drop_unequal(name, values))
             references = {leaf: tensor for leaf, tensor in leaves.items() if isinstance(tensor, TensorRef)}
-            layer = _layer(name, kind, statement.group, references, values, facts, followed.get(name))
+            hidden = statement.flattened or ("weight" in leaves and "weight" not in values)
+            layer = _layer(name, kind, statement.group, references, values, facts, followed.get(name), hidden)
             layers.append(_called(layer, statement.calls.get(name)))
     return Assembled(tuple(layers), tuple(unread))
 
 
 def _module_kind(facts: ModuleFacts) -> NormKind | None:
-    if not facts.tensors.keys() >= set(_STATISTICS):
+    held = facts.tensors.keys() & set(_STATISTICS)
+    # torch's own classes register both, as None where they keep none: from theirs, one that is missing was taken away.
+    if len(held) < len(_STATISTICS) and not (held and is_of_torch(facts.class_path)):
         return None
-    return kind_of(facts.class_path, holds_statistics=facts.tensors["running_mean"] is not None)
+    return kind_of(facts.class_path, holds_statistics=facts.tensors.get("running_mean") is not None)
 
 
 _DEEPEST_BLOCK = 32  # dotted parts; a forged name of thousands would take quadratic time
@@ -195,6 +185,7 @@ def _after_bias(
 
 
 _STATISTICS = ("running_mean", "running_var")
+_LEAVES = (*_STATISTICS, "num_batches_tracked", "weight", "bias")
 # A lazy layer's tensors before its first batch: there is nothing to read yet.
 _PLACEHOLDERS = ("torch.nn.parameter.UninitializedBuffer", "torch.nn.parameter.UninitializedParameter")
 
@@ -204,7 +195,7 @@ def _load_all(
 ) -> tuple[dict[str, Float64Array], list[Unread]]:
     values: dict[str, Float64Array] = {}
     failed: list[Unread] = []
-    for leaf in (*_STATISTICS, "num_batches_tracked", "weight", "bias"):
+    for leaf in _LEAVES:
         full = f"{name}.{leaf}" if name else leaf
         match leaves.get(leaf):
             case TensorRef() as tensor:
@@ -212,7 +203,8 @@ def _load_all(
                     values[leaf] = load(tensor)
                 except UnreadableFile as error:
                     failed.append(Unread(full, str(error)))
-            case str(maker) if maker not in _PLACEHOLDERS:
+            # Of shards the file's own entry of what was not read tells.
+            case str(maker) if maker not in _PLACEHOLDERS and not is_shard(maker):
                 failed.append(Unread(full, f"its numbers are not stored as they are (it is made by {maker})"))
     return values, failed
 
@@ -236,6 +228,7 @@ def _layer(
     values: Mapping[str, Float64Array],
     facts: ModuleFacts | None,
     bias_before: int | None,
+    weight_is_hidden: bool,
 ) -> NormLayer:
     mean, variance = (_flat(values.get(leaf)) for leaf in _STATISTICS)
     attributes = {} if facts is None else facts.attributes
@@ -250,11 +243,11 @@ def _layer(
         name=name,
         kind=kind,
         group=group,
-        class_path=None if facts is None else facts.class_path,
+        class_path=None if facts is None else facts.class_path or None,
         num_features=features,
         eps=_number(attributes.get("eps")),
         momentum=_momentum(attributes),
-        affine=_flag(attributes.get("affine")) if facts is not None and "affine" in attributes else scale is not None,
+        affine=_affine(attributes, scale, weight_is_hidden),
         track_running_stats=_tracks(attributes, mean),
         training=_flag(attributes.get("training")),
         running_mean=mean,
@@ -270,7 +263,10 @@ def _layer(
 def _called(layer: NormLayer, call: GraphCall | None) -> NormLayer:
     if call is None:
         return layer
-    return replace(layer, baked_training=call.baked_training, execution_order=call.order)
+    # A cumulative average (momentum=None) is called with 0 in eval mode, where the number has no effect.
+    unknown = call.baked_training is False and layer.momentum == 0.0
+    momentum = None if unknown else layer.momentum
+    return replace(layer, baked_training=call.baked_training, execution_order=call.order, momentum=momentum)
 
 
 def _flat(array: Float64Array | None) -> Float64Array | None:
@@ -298,6 +294,12 @@ def _number(value: object) -> float | None:
 
 def _integer(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _affine(attributes: Mapping[object, object], scale: Float64Array | None, weight_is_hidden: bool) -> bool | None:
+    if "affine" in attributes:
+        return _flag(attributes["affine"])
+    return True if scale is not None else None if weight_is_hidden else False
 
 
 def _flag(value: object) -> bool | None:

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 
 from bncheck.core.errors import UnreadableFile
 from bncheck.core.limits import Limits
-from bncheck.readers.pickle_records import IdentityKey, Inert, PickledDict, PickledTensor
+from bncheck.readers.pickle_records import GlobalRef, IdentityKey, Inert, PickledDict, PickledTensor
 
 Path = tuple[str, ...]
 
 _MODULE_KEYS = frozenset({"_parameters", "_buffers", "_modules"})
 # Where the functions live that rebuild tensors of other kinds than a strided view.
 _TENSOR_MODULES = frozenset({"torch._utils", "torch.nn.parameter"})
+# A subclass of torch.Tensor that holds others: its class comes first. torch/_utils.py.
+_WRAPPER_SUBCLASS = "torch._utils._rebuild_wrapper_subclass"
+# A parameter as PyTorch wrote it before 0.4: a call of its class on the tensor.
+_PARAMETER = "torch.nn.parameter.Parameter"
 _OPTIMIZER_KEYS = frozenset({"state", "param_groups"})
 
 
@@ -79,6 +83,7 @@ class _Search:
         self._waiting: list[tuple[Path, Network | None, object]] = []
         self._queued: set[int] = set()
         self._walked: set[int] = set()
+        self._named: set[int] = set()
         self._entries = 0
         self._tensors = 0
 
@@ -96,7 +101,7 @@ class _Search:
             elif _is_optimizer(value):
                 self._found.optimizers.append((path, _entries(value)["state"]))
             else:
-                if isinstance(value, dict):
+                if isinstance(value, dict) and not (owner is not None and self._repeats(value)):
                     self._add_state_dict(path, value)
                 self._queue(((path + step, child) for step, child in _children(value)), owner)
         return self._found
@@ -127,10 +132,20 @@ class _Search:
         if network.tensors or network.opaque:
             self._found.networks.append(network)
 
+    def _repeats(self, entries: Mapping[object, object]) -> bool:
+        """Whether a module's attribute is a table of its own tensors, as data parallelism keeps of buffers."""
+        tensors = [value for value in entries.values() if isinstance(value, PickledTensor)]
+        return bool(tensors) and all(id(tensor) in self._named for tensor in tensors)
+
     def _add_tensor(self, network: Network, name: str, value: object) -> None:
+        if isinstance(value, Inert) and value.maker.path == _PARAMETER and value.args:
+            value = value.args[0]
         match value:
             case PickledTensor():
                 network.tensors[name] = value
+                self._named.add(id(value))
+            case Inert(maker=maker, args=(GlobalRef() as subclass, *_)) if maker.path == _WRAPPER_SUBCLASS:
+                network.opaque[name] = subclass.path
             case Inert(maker=maker) if maker.module in _TENSOR_MODULES:
                 network.opaque[name] = maker.path
             case _:
@@ -178,6 +193,12 @@ class _Search:
                 for key, child in reversed(list(children.items()))
                 if isinstance(key, str) and isinstance(child, Inert) and id(child) not in visited and is_module(child)
             )
+            # What stands among the submodules and is none, or has no proper name, runs all the same when it is called.
+            attached.extend(
+                ((*network.path, _join(name, _step(key))), child)
+                for key, child in children.items()
+                if not (isinstance(key, str) and is_module(child)) and _may_hold_networks(child)
+            )
             attached.extend(
                 ((*network.path, _join(name, key)), item)
                 for key, item in attributes.items()
@@ -214,6 +235,8 @@ def _children(value: object) -> Iterator[tuple[Path, object]]:
 
 
 def _may_hold_networks(value: object) -> bool:
+    if isinstance(value, PickledDict) and value.state:
+        return True  # a dict without items can have attributes
     return isinstance(value, (dict, list, tuple, Inert)) and bool(value)
 
 

@@ -24,6 +24,11 @@ _WORDS: tuple[tuple[str, NormKind], ...] = (
 )
 
 
+def is_of_torch(class_path: str) -> bool:
+    """Whether a layer is of one of torch's own normalisation classes that can keep running statistics."""
+    return class_path in _TORCH
+
+
 def kind_of(class_path: str, *, holds_statistics: bool) -> NormKind:
     """What a layer with buffers named ``running_mean`` and ``running_var`` computes.
 

@@ -9,7 +9,7 @@ https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_weights_only_unpickler.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 
 from bncheck.core.errors import UnreadableFile, UnsafeFile
@@ -17,6 +17,7 @@ from bncheck.core.limits import Limits
 from bncheck.readers.pickle_machine import Call, Trust
 from bncheck.readers.pickle_records import GlobalRef, Inert, PickledDict, PickledSet
 from bncheck.readers.tensor_records import rebuild_tensor, rebuild_tensor_v3
+from bncheck.readers.wrapper_calls import WRAPPER_CLASSES, check_wrapper_state, wrapper_calls
 
 _ENTRY = 64  # bytes that one entry of a copied dict or set takes, about
 
@@ -36,7 +37,7 @@ def _may_be_instantiated(maker: GlobalRef) -> bool:
     if maker.in_standard_library:
         return maker.path in _STANDARD_CLASSES
     if top == "torch":
-        return f"{maker.module}.".startswith(_TORCH_CLASSES)
+        return f"{maker.module}.".startswith(_TORCH_CLASSES) or maker.path in WRAPPER_CLASSES
     return top != "numpy"
 
 
@@ -48,6 +49,40 @@ def torch_trust(limits: Limits, vouched: frozenset[str]) -> Trust:
         vouched: ``module.name`` of further callables the user knows.
     """
     return Trust(_torch_calls(limits), _may_be_instantiated, _check_state, vouched)
+
+
+def torchscript_trust(limits: Limits) -> Trust:
+    """What the pickles of a TorchScript archive may name and do.
+
+    PyTorch reads these in C++, which knows a handful of functions and the classes of the archive's own code, below
+    ``__torch__``: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/csrc/jit/serialization/unpickler.cpp
+    """
+    known = _torch_calls(limits)
+    calls = {path: known[path] for path in _SCRIPT_CALLS}
+    calls.update((f"torch.jit._pickle.{name}", _first) for name in _TYPED)
+    return Trust(calls, _is_script_class, _check_state, _ScriptClasses())
+
+
+def _is_script_class(maker: GlobalRef) -> bool:
+    return maker.module.partition(".")[0] == "__torch__"
+
+
+class _ScriptClasses(Container[str]):
+    """Enumerations are written as a call of their class, which exists in the archive alone."""
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, str) and path.startswith("__torch__.")
+
+
+_SCRIPT_CALLS = (
+    "builtins.complex",
+    "collections.OrderedDict",
+    "torch.device",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_qtensor",
+    "torch._utils._rebuild_sparse_tensor",
+)
+_TYPED = ("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist", "restore_type_tag")
 
 
 def _torch_calls(limits: Limits) -> Mapping[str, Call]:
@@ -62,6 +97,7 @@ def _torch_calls(limits: Limits) -> Mapping[str, Call]:
 
     calls: dict[str, Call] = {
         **{path: _opaque(path) for path in _OPAQUE},
+        **wrapper_calls(),
         **{f"{module}.{name}": copies.make_set for module in _BUILTINS for name in ("set", "frozenset")},
         **{f"{module}.dict": copies.make_dict for module in _BUILTINS},
         "collections.OrderedDict": copies.make_dict,
@@ -127,6 +163,9 @@ _OPAQUE: tuple[str, ...] = (
     "torch.device",
     "torch.torch_version.TorchVersion",
     "torch.serialization._get_layout",
+    # Modules of torch 0.1.10 to 1.4 hold it as `_backend`, and their parameters before 0.4 are made by this call.
+    "torch.nn.backends.thnn._get_thnn_function_backend",
+    "torch.nn.parameter.Parameter",
     "torch.nn.parameter.UninitializedParameter",
     "torch.nn.parameter.UninitializedBuffer",
     "torch._utils._rebuild_device_tensor_from_numpy",
@@ -253,6 +292,11 @@ def _check_state(maker: GlobalRef, state: object) -> None:
     """
     if maker.path == "functools.partial":
         _check_partial(state if isinstance(state, tuple) else ())
+    check_wrapper_state(maker, state)
+
+
+PLAIN_TRUST = Trust({}, lambda maker: False, _check_state)
+"""For pickles of plain values: they may name classes, and call nothing."""
 
 
 def _length(args: tuple[object, ...]) -> int:

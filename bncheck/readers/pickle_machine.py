@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from bncheck.core.errors import UnreadableFile, UnsafeFile
@@ -84,6 +84,7 @@ class _Machine:
         self._marked: list[list[object]] = []
         self._memo: dict[int, object] = {}
         self._globals: dict[tuple[str, str], GlobalRef] = {}
+        self._states: set[int] = set()
         self._opcode = 0
 
     def run(self) -> object:
@@ -344,6 +345,9 @@ class _Machine:
     def _dict_below(self) -> dict[object, object]:
         match self._stack[-1]:
             case dict() as target:
+                if id(target) in self._states:
+                    # Python copies the state into the object: what comes later would be seen here and not there.
+                    raise UnsafeFile("an object's state is changed after the object was given it")
                 return target
             case Inert() as target:
                 return self._unfinished(target).items
@@ -455,14 +459,15 @@ class _Machine:
         return Inert(maker) if self._trust.may_be_instantiated(maker) else self._call(maker, args)
 
     def _call(self, maker: object, args: object) -> object:
+        if isinstance(maker, GlobalRef) and maker.path in self._trust.vouched:
+            # TorchScript's enumerations are given their value bare; Python would refuse it as a call.
+            return Inert(maker, args if isinstance(args, tuple) else (args,))
         if not isinstance(args, tuple):
             raise self._broken("something is called with arguments that are no tuple")
         if isinstance(maker, GlobalRef):
             known = self._trust.calls.get(maker.path)
             if known is not None:
                 return known(args)
-            if maker.path in self._trust.vouched:
-                return Inert(maker, args)
         raise self._refusal(maker)
 
     def _refusal(self, maker: object) -> UnsafeFile:
@@ -483,10 +488,20 @@ class _Machine:
                 if isinstance(target, Inert):
                     self._trust.check_state(target.maker, state)
                 target.state = state
+                self._states.update(id(part) for part in _dicts_of(state))
             case GlobalRef() as target:
                 raise UnsafeFile(f"loading it would change attributes of {target.path}; do not load this file")
             case _:
                 raise self._broken("state is set on something that has none")
+
+
+def _dicts_of(state: object) -> Iterator[object]:
+    """What an object's attributes are taken from: the state itself, or both of (dict, slots)."""
+    match state:
+        case dict():
+            yield state
+        case (first, second):
+            yield from (part for part in (first, second) if isinstance(part, dict))
 
 
 def _hashes_safely(key: object) -> bool:

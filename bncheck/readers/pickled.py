@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 from bncheck.core.checkpoint import (
     Checkpoint,
@@ -13,17 +13,14 @@ from bncheck.core.checkpoint import (
     Stage,
     TensorRef,
     TrainingFacts,
-    Unread,
 )
 from bncheck.core.errors import NoModel, UnreadableFile
-from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
-from bncheck.readers.assemble import Statement, assemble, group_of, wrapper_prefix
+from bncheck.readers.conventions import steps_key
 from bncheck.readers.networks import Network, Path, search
 from bncheck.readers.pickle_records import PickledTensor
+from bncheck.readers.statements import NamedTensors, layers_of
 from bncheck.readers.tensors import ArrayReader
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +51,32 @@ def checkpoint_of(root: object, container: PickledContainer, limits: Limits) -> 
     return _PickledCheckpoint(container, limits).read(root)
 
 
+def networks_of(root: object, container: PickledContainer, limits: Limits) -> list[NamedTensors]:
+    """The networks in a pickled object, with where their tensors lie; their layers are not read.
+
+    Raises:
+        UnreadableFile: the container contradicts the object.
+    """
+    return _named_tensors(search(root, limits).networks, container)
+
+
+def _named_tensors(networks: Iterable[Network], container: PickledContainer) -> list[NamedTensors]:
+    return [
+        NamedTensors(
+            network.path,
+            {name: _reference(container, network.path, name, tensor) for name, tensor in network.tensors.items()},
+            network.opaque,
+            network.modules,
+            network.versions,
+        )
+        for network in networks
+    ]
+
+
+def _reference(container: PickledContainer, path: Path, name: str, tensor: PickledTensor) -> TensorRef:
+    return container.reference(".".join((*path, name)), tensor)
+
+
 class _PickledCheckpoint:
     def __init__(self, container: PickledContainer, limits: Limits) -> None:
         self._container = container
@@ -63,38 +86,31 @@ class _PickledCheckpoint:
         found = search(root, self._limits)
         if not found.networks and not found.optimizers:
             raise NoModel(f"holds no model: it is {_describe(root)}")
-        layers: list[NormLayer] = []
-        unread: list[Unread] = []
-        tensors: dict[str, TensorRef] = {}
-        groups: set[str] = set()
-        for network in found.networks:
-            references = {name: self._reference(network.path, name, tensor) for name, tensor in network.tensors.items()}
-            tensors.update((reference.name, reference) for reference in references.values())
-            statement = _statement(network, references, groups)
-            assembled = assemble(statement, self._container.arrays.load)
-            if assembled.layers:
-                groups.add(statement.group)
-            layers.extend(assembled.layers)
-            unread.extend(assembled.unread)
-        training = self._training(found.optimizers)
+        keys = frozenset(key for key in root if isinstance(key, str)) if isinstance(root, dict) else frozenset()
+        networks = _named_tensors(found.networks, self._container)
+        read = layers_of(networks, self._container.arrays, keys)
+        training = self._training(found.optimizers, root)
         return Checkpoint(
             path=self._container.path,
             format=self._container.format,
             packaging=_packaging(found.networks, training),
             stage=Stage.RELEASE if training.optimizer is None else Stage.TRAINING,
-            layers=tuple(layers),
-            tensors=tensors,
+            layers=read.layers,
+            tensors={tensor.name: tensor for network in networks for tensor in network.tensors.values()},
             training=training,
-            unread=tuple(unread),
+            unread=read.unread,
+            remarks=read.remarks,
         )
 
-    def _reference(self, path: Path, name: str, tensor: PickledTensor) -> TensorRef:
-        return self._container.reference(".".join((*path, name)), tensor)
-
-    def _training(self, optimizers: list[tuple[Path, object]]) -> TrainingFacts:
+    def _training(self, optimizers: list[tuple[Path, object]], root: object) -> TrainingFacts:
         if not optimizers:
             return TrainingFacts()
         steps = [step for path, state in optimizers for step in self._steps(path, state)]
+        if not steps and len(optimizers) == 1 and isinstance(root, dict):
+            # Plain SGD counts nothing; some writers do.
+            counter = steps_key(frozenset(key for key in root if isinstance(key, str)))
+            counted = None if counter is None else root.get(counter)
+            steps = [counted] if isinstance(counted, int) and not isinstance(counted, bool) else []
         path = optimizers[0][0]
         return TrainingFacts(".".join(path) or "(top)", max(steps, default=None))
 
@@ -102,41 +118,19 @@ class _PickledCheckpoint:
         """Each parameter's own counter, as torch's optimizers keep it: ``state[i]["step"]``, a number or a tensor."""
         if not isinstance(state, dict):
             return
-        for entry in list(state.values())[: self._limits.optimizer_steps_read]:
-            step = entry.get("step") if isinstance(entry, dict) else None
+        entries = list(state.values())[: self._limits.optimizer_steps_read]
+        counters: list[TensorRef] = []
+        for step in (entry.get("step") for entry in entries if isinstance(entry, dict)):
             if isinstance(step, PickledTensor) and step.shape in ((), (1,)):
-                try:
-                    yield int(self._container.arrays.load(self._reference(path, "step", step)).reshape(-1)[0])
-                except (UnreadableFile, ValueError, OverflowError):
-                    continue  # a step count no rule can do without
+                with suppress(UnreadableFile):
+                    counters.append(_reference(self._container, path, "step", step))
             elif isinstance(step, int):
                 yield step
-
-
-def _statement(network: Network, references: dict[str, TensorRef], groups: set[str]) -> Statement:
-    group = group_of(network.path)
-    if group in groups:
-        group = ".".join(network.path) or "model"
-    prefix = wrapper_prefix([*references, *network.opaque])
-    return Statement(
-        group,
-        _without(prefix, references),
-        _without(prefix, network.opaque),
-        None if network.modules is None else _without(prefix, network.modules),
-        None if network.versions is None else _without(prefix, network.versions),
-    )
-
-
-def _without(prefix: str, named: Mapping[str, _T]) -> dict[str, _T]:
-    """Names as they are below a wrapper called ``module``; the wrapper itself goes."""
-    if not prefix:
-        return dict(named)
-    wrapper = prefix.removesuffix(".")
-    return {
-        "" if name == wrapper else name.removeprefix(prefix): value
-        for name, value in named.items()
-        if name == wrapper or name.startswith(prefix)
-    }
+        self._container.arrays.announce(counters)
+        for counter in counters:
+            # A step count that cannot be read is one no rule can do without.
+            with suppress(UnreadableFile, ValueError, OverflowError):
+                yield int(self._container.arrays.load(counter).reshape(-1)[0])
 
 
 def _packaging(networks: list[Network], training: TrainingFacts) -> Packaging:

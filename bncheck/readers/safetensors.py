@@ -5,15 +5,15 @@ Format: https://github.com/huggingface/safetensors/blob/v0.8.0/README.md#format
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from math import prod
 
 from bncheck.core.checkpoint import Checkpoint, FileFormat, Packaging, Stage, TensorRef
 from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
-from bncheck.readers.assemble import Statement, assemble, wrapper_prefix
 from bncheck.readers.source import Source
+from bncheck.readers.statements import NamedTensors, layers_of
+from bncheck.readers.strict_json import json_object
 from bncheck.readers.tensors import ArrayReader
 
 # safetensors/src/tensor.rs, enum Dtype → this project's name and the bits of an element.
@@ -50,27 +50,39 @@ def read_safetensors(source: Source, path: str, limits: Limits) -> Checkpoint:
         UnreadableFile: the header is malformed or the file is cut short.
         UnsafeFile: tensors overlap, or bytes lie where no tensor claims them.
     """
+    tensors, arrays = stored_tensors(source, limits)
+    read = layers_of([NamedTensors((), tensors, in_order=False)], arrays)
+    return Checkpoint(
+        path=path,
+        format=FileFormat.SAFETENSORS,
+        packaging=Packaging.STATE_DICT,
+        stage=Stage.RELEASE,
+        layers=read.layers,
+        tensors=tensors,
+        unread=read.unread,
+        remarks=read.remarks,
+    )
+
+
+def stored_tensors(source: Source, limits: Limits) -> tuple[dict[str, TensorRef], ArrayReader]:
+    """The tensors of a file by name, and what reads their values.
+
+    Raises:
+        UnreadableFile, UnsafeFile: as ``read_safetensors``.
+    """
     start, header = _header(source, limits)
     tensors = {
         name: _reference(name, entry, source.size - start) for name, entry in header.items() if name != "__metadata__"
     }
     _refuse_gaps(tensors, source.size - start)
     offsets = {name: begin for name, (begin, _, _) in tensors.items()}
-    arrays = ArrayReader(lambda key, first, length: source.read_at(start + offsets[key] + first, length), limits)
-    # safetensors sorts by size and name, so that a model's order is lost; the names' own order is nearest to it.
-    references = {name: tensors[name][2] for name in sorted(tensors, key=_natural)}
-    prefix = wrapper_prefix(list(references))
-    named = {name.removeprefix(prefix): reference for name, reference in references.items()}
-    assembled = assemble(Statement("model", named, in_order=False), arrays.load)
-    return Checkpoint(
-        path=path,
-        format=FileFormat.SAFETENSORS,
-        packaging=Packaging.STATE_DICT,
-        stage=Stage.RELEASE,
-        layers=assembled.layers,
-        tensors=references,
-        unread=assembled.unread,
+    arrays = ArrayReader(
+        lambda key, first, length: source.read_at(start + offsets[key] + first, length),
+        limits,
+        lambda ranges: source.prefetch([(start + offsets[key] + first, length) for key, first, length in ranges]),
     )
+    # safetensors sorts by size and name, so that a model's order is lost; the names' own order is nearest to it.
+    return {name: tensors[name][2] for name in sorted(tensors, key=natural_order)}, arrays
 
 
 def _header(source: Source, limits: Limits) -> tuple[int, dict[str, object]]:
@@ -79,25 +91,11 @@ def _header(source: Source, limits: Limits) -> tuple[int, dict[str, object]]:
         raise UnreadableFile(f"its header claims {length} bytes of {source.size - 8}: the file was cut short")
     if length > limits.safetensors_header_bytes:
         raise UnreadableFile(f"its header has {length} bytes, more than any model's")
-    try:
-        header = json.loads(source.read_at(8, length).decode(), object_pairs_hook=_unique)
-    except RecursionError:
-        raise UnreadableFile("its header nests too deeply") from None
-    except ValueError as error:
-        raise UnreadableFile(f"its header is not JSON: {str(error)[:200]}") from None
-    if not isinstance(header, dict):
-        raise UnreadableFile("its header is no JSON object")
+    header = json_object(source.read_at(8, length), "its header", limits)
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UnreadableFile("its __metadata__ is no map of text to text")
     return 8 + length, header
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return made
 
 
 def _reference(name: str, entry: object, size: int) -> tuple[int, int, TensorRef]:
@@ -129,5 +127,6 @@ def _refuse_gaps(tensors: Mapping[str, tuple[int, int, TensorRef]], size: int) -
         raise UnsafeFile(f"{size - position} bytes behind the last tensor belong to none")
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Sort key of dotted names in which ``layer.10`` comes after ``layer.9``."""
     return [(0, int(part), "") if part.isdecimal() and len(part) < 19 else (1, 0, part) for part in name.split(".")]

@@ -10,6 +10,11 @@ from typing import Protocol, Self
 
 from bncheck.core.errors import UnreadableFile
 
+# Bytes that cost about as much as another request does. Measured on a 500 MB Adam checkpoint of a wide ResNet-50:
+# joining batch-norm tensors up to this distance apart takes 73 requests instead of 117 and 1.3 times their bytes; at
+# twice the distance 66 requests and 2.6 times the bytes, at four times 56 and 6.7 times.
+WORTH_A_REQUEST = 65_536
+
 
 class Source(Protocol):
     """Bytes that can be read in ranges."""
@@ -17,6 +22,11 @@ class Source(Protocol):
     @property
     def size(self) -> int:
         """Length in bytes."""
+        ...
+
+    @property
+    def small_reads_are_cheap(self) -> bool:
+        """Whether a few bytes here and there cost little, as on a disk; over a network each costs a round trip."""
         ...
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -30,6 +40,25 @@ class Source(Protocol):
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Announce (offset, length) ranges that will be read; fetching them together may be cheaper than one by one."""
         ...
+
+
+class OpenedSource(Source, Protocol):
+    """A file opened for reading, to be closed at the end of a ``with`` block.
+
+    Raises:
+        UnreadableFile: at the end of the block, where the file changed while it was read.
+    """
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to say of the way the bytes came."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class SliceSource:
@@ -50,6 +79,11 @@ class SliceSource:
     def size(self) -> int:
         """Length in bytes."""
         return self._size
+
+    @property
+    def small_reads_are_cheap(self) -> bool:
+        """As in the whole."""
+        return self._source.small_reads_are_cheap
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``offset`` of the part."""
@@ -94,6 +128,16 @@ class FileSource:
     def size(self) -> int:
         """Length in bytes when it was opened."""
         return self._size
+
+    @property
+    def small_reads_are_cheap(self) -> bool:
+        """They are: the operating system reads ahead and keeps what it read."""
+        return True
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``offset``."""

@@ -45,13 +45,29 @@ def persistent_storage(persistent_id: object) -> PickledStorage:
     match persistent_id:
         case list():
             pass  # a sequence pattern would take it for a tuple
-        case ("storage", GlobalRef(module=module, name=name), str(key), str(), int(numel)) if 0 <= numel < _LARGEST:
-            if module in ("torch", "torch.cuda") and name in _STORAGE_DTYPES:
-                return PickledStorage(key, _STORAGE_DTYPES[name], numel)
-            if (module, name) == ("torch.storage", "UntypedStorage"):
-                return PickledStorage(key, None, numel)
-            raise UnreadableFile(f"a storage is of the unknown type {module}.{name}"[:200])
+        case ("storage", GlobalRef() as kind, str(key), str(), int(numel)):
+            return storage_of(kind, key, numel)
     raise UnreadableFile("a persistent id does not describe a storage")
+
+
+def storage_of(kind: GlobalRef, key: str, numel: int) -> PickledStorage:
+    """A storage by its class, as torch names it in pickles.
+
+    Args:
+        kind: ``torch.FloatStorage`` and the like, or ``torch.storage.UntypedStorage``.
+        key: what the file calls it.
+        numel: its elements; bytes where it is untyped.
+
+    Raises:
+        UnreadableFile: there is no such class, or its size is negative or huge.
+    """
+    if not 0 <= numel < _LARGEST:
+        raise UnreadableFile("a storage has a negative or huge size")
+    if kind.module in ("torch", "torch.cuda") and kind.name in _STORAGE_DTYPES:
+        return PickledStorage(key, _STORAGE_DTYPES[kind.name], numel)
+    if kind.path == "torch.storage.UntypedStorage":
+        return PickledStorage(key, None, numel)
+    raise UnreadableFile(f"a storage is of the unknown type {kind.path}"[:200])
 
 
 def rebuild_tensor(limits: Limits, args: tuple[object, ...]) -> object:
@@ -65,7 +81,7 @@ def rebuild_tensor(limits: Limits, args: tuple[object, ...]) -> object:
             # {"neg": True} or {"conj": True}: the stored numbers are not yet the tensor's.
             return Inert(GlobalRef("torch._utils", "_rebuild_tensor_v2"), args)
         case (PickledStorage() as storage, int(offset), tuple() as shape, tuple() as strides, *_):
-            return _tensor(storage, storage.dtype or "uint8", offset, shape, strides, limits)
+            return strided_view(storage, storage.dtype or "uint8", offset, shape, strides, limits)
     raise UnreadableFile("a tensor is rebuilt from arguments torch never writes")
 
 
@@ -86,11 +102,11 @@ def rebuild_tensor_v3(limits: Limits, args: tuple[object, ...]) -> object:
             GlobalRef(module="torch", name=dtype),
             *_,
         ):
-            return _tensor(storage, dtype, offset, shape, strides, limits)
+            return strided_view(storage, dtype, offset, shape, strides, limits)
     raise UnreadableFile("a tensor is rebuilt from arguments torch never writes")
 
 
-def _tensor(
+def strided_view(
     storage: PickledStorage,
     dtype: str,
     offset: int,
@@ -98,6 +114,11 @@ def _tensor(
     strides: tuple[object, ...],
     limits: Limits,
 ) -> PickledTensor:
+    """A tensor as a view of its storage; offset and strides in elements.
+
+    Raises:
+        UnreadableFile: it does not fit its storage.
+    """
     if not (_sizes(shape) and _sizes(strides)) or len(shape) != len(strides) or not 0 <= offset < _LARGEST:
         raise UnreadableFile("a tensor has a negative, huge or missing size, stride or offset")
     if len(shape) > limits.tensor_dimensions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -57,15 +57,34 @@ _FLOAT64 = 8
 
 ReadRange = Callable[[str, int, int], bytes]
 """(storage key, first byte, length) → bytes."""
+StorageRange = tuple[str, int, int]
+"""(storage key, first byte, length)."""
+Announce = Callable[[Sequence[StorageRange]], None]
+"""Told which ranges will be read."""
+
+
+def _nobody_asks(ranges: Sequence[StorageRange]) -> None:
+    """For storages that cannot be fetched together."""
 
 
 class ArrayReader:
-    """Loads small tensors as float64, within the file's budget of statistics bytes."""
+    """Loads small tensors as float64, within the file's budget of statistics bytes.
 
-    def __init__(self, read_range: ReadRange, limits: Limits) -> None:
+    Args:
+        read_range: reads bytes of a storage.
+        limits: bounds.
+        announce: told beforehand which ranges will be read, so that they may be fetched together.
+    """
+
+    def __init__(self, read_range: ReadRange, limits: Limits, announce: Announce = _nobody_asks) -> None:
         self._read_range = read_range
+        self._announce = announce
         self._limits = limits
         self._left = limits.statistics_bytes
+
+    def announce(self, tensors: Iterable[TensorRef]) -> None:
+        """Tell which tensors will be loaded; what is wrong with one is left for ``load`` to say."""
+        self._announce([piece for tensor in tensors for piece in self._piece(tensor)])
 
     def load(self, tensor: TensorRef) -> Float64Array:
         """The tensor's values, of its own shape; an empty one has shape ``(0,)``.
@@ -85,6 +104,14 @@ class ArrayReader:
         with np.errstate(invalid="ignore"):
             return self._values(tensor, tensor.shape, tensor.strides, tensor.storage_offset).astype(np.float64)
 
+    def _piece(self, tensor: TensorRef) -> Iterator[StorageRange]:
+        """The range that a tensor is read in, if it is one."""
+        numel = prod(tensor.shape)
+        if tensor.dtype in DTYPES and 0 < numel <= self._limits.channels:
+            width, span = DTYPES[tensor.dtype].width, _span(tensor.shape, tensor.strides)
+            if _is_dense(span, numel):
+                yield tensor.storage, tensor.storage_offset * width, span * width
+
     def _values(
         self, tensor: TensorRef, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
     ) -> NDArray[np.generic]:
@@ -92,8 +119,8 @@ class ArrayReader:
         numel = prod(shape)
         if not numel:
             return np.zeros(0, dtype=np.float32)  # of any shape: the other dimensions may be forged
-        span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        if span > _DENSE_ENOUGH * numel + _ALWAYS_AT_ONCE:
+        span = _span(shape, strides)
+        if not _is_dense(span, numel):
             if numel > self._limits.scattered_reads:
                 raise UnreadableFile(f"{tensor.name} is scattered over {span} elements of its storage")
             parts = [
@@ -109,3 +136,12 @@ class ArrayReader:
             # The upper half of a float32: https://en.wikipedia.org/wiki/Bfloat16_floating-point_format
             return (view.astype(np.uint32) << 16).view(np.float32)
         return view
+
+
+def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last of a view that is not empty."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def _is_dense(span: int, numel: int) -> bool:
+    return span <= _DENSE_ENOUGH * numel + _ALWAYS_AT_ONCE

@@ -5,7 +5,7 @@ Layout: https://github.com/pytorch/pytorch/blob/v2.13.0/caffe2/serialize/inline_
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bncheck.core.checkpoint import TensorRef
 from bncheck.core.errors import UnreadableFile, UnsafeFile
@@ -13,7 +13,7 @@ from bncheck.core.limits import Limits
 from bncheck.readers.pickle_machine import Trust, interpret
 from bncheck.readers.pickle_records import PickledTensor
 from bncheck.readers.tensor_records import persistent_storage
-from bncheck.readers.tensors import DTYPES, ArrayReader
+from bncheck.readers.tensors import DTYPES, ArrayReader, StorageRange
 from bncheck.readers.zip_directory import ZipDirectory
 
 
@@ -51,8 +51,9 @@ class TorchArchive:
         self._zip = archive
         self._prefix = prefix
         self._limits = limits
+        self._announce_whole("data.pkl", "byteorder")
         self._big_endian = self._is_big_endian()
-        self.arrays = ArrayReader(self._read_storage, limits)
+        self.arrays = ArrayReader(self._read_storage, limits, self._announce_storages)
 
     def unpickle(self, name: str, trust: Trust) -> object:
         """The records of the pickle ``name``.
@@ -76,6 +77,13 @@ class TorchArchive:
         if order not in (b"little", b"big"):
             raise UnreadableFile(f"its byte order is given as {order!r}; little or big is expected")
         return order == b"big"
+
+    def _announce_whole(self, *names: str) -> None:
+        members = [self._zip.members[full] for name in names if (full := f"{self._prefix}{name}") in self._zip.members]
+        self._zip.announce((member.name, 0, member.size) for member in members)
+
+    def _announce_storages(self, ranges: Sequence[StorageRange]) -> None:
+        self._zip.announce((f"{self._prefix}{storage}", start, length) for storage, start, length in ranges)
 
     def _read_storage(self, storage: str, start: int, length: int) -> bytes:
         return self._zip.read_range(f"{self._prefix}{storage}", start, length)

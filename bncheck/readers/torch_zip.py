@@ -29,7 +29,19 @@ def read_torch_zip(
         UnsafeFile: loading it would run code.
         NoModel: it holds no network.
     """
+    root, container = torch_zip_contents(archive, prefix, path, limits, vouched)
+    checkpoint = checkpoint_of(root, container, limits)
+    return replace(checkpoint, remarks=(*checkpoint.remarks, *archive.remarks()))
+
+
+def torch_zip_contents(
+    archive: ZipDirectory, prefix: str, path: str, limits: Limits, vouched: frozenset[str]
+) -> tuple[object, PickledContainer]:
+    """The records of a file written by ``torch.save``, and what holds their tensors; arguments as above.
+
+    Raises:
+        UnreadableFile, UnsafeFile: as ``read_torch_zip``.
+    """
     contents = TorchArchive(archive, prefix, limits)
     root = contents.unpickle("data.pkl", torch_trust(limits, vouched))
-    container = PickledContainer(path, FileFormat.TORCH_ZIP, contents.reference_in("data"), contents.arrays)
-    return replace(checkpoint_of(root, container, limits), remarks=archive.damage_remarks())
+    return root, PickledContainer(path, FileFormat.TORCH_ZIP, contents.reference_in("data"), contents.arrays)

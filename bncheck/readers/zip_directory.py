@@ -11,12 +11,12 @@ import stat
 import struct
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
-from bncheck.readers.source import SliceSource, Source
+from bncheck.readers.source import WORTH_A_REQUEST, SliceSource, Source
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16 end of central directory record
 _END_64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14 zip64 end of central directory record
@@ -28,6 +28,8 @@ _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _DESCRIPTOR, _PATCHED, _STRONG, _MASKED = 0x1, 0x8, 0x20, 0x40, 0x2000
 _LONGEST_DESCRIPTOR = 24  # 4.3.9: a signature, a CRC and two zip64 sizes
 _MAX_16, _MAX_32 = 0xFFFF, 0xFFFFFFFF
+# The end records and, of a few hundred members, the whole directory; also the longest comment an archive can end with.
+_TAIL = _END.size + _MAX_16
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +101,56 @@ class ZipDirectory:
             raise UnreadableFile(f"{name} is deflated, and holds an archive: torch only stores these")
         return SliceSource(self._source, self._data_offset(member), member.size)
 
-    def damage_remarks(self) -> tuple[str, ...]:
-        """What to say of members read so far whose bytes disagree with their CRC-32."""
-        return tuple(
+    def announce(self, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """Tell which bytes of which members will be read, as (name, first byte, length), so that they come together.
+
+        What is wrong with a range is left for reading it to say.
+        """
+        if not self._source.small_reads_are_cheap:
+            self._source.prefetch([part for name, start, length in ranges for part in self._parts(name, start, length)])
+
+    def remarks(self) -> tuple[str, ...]:
+        """What to say of the members read so far, and of those that were not compared."""
+        damaged = [
             f"{name} is damaged: its bytes disagree with their checksum (torch.load does not notice)"
             for name in self.damaged
-        )
+        ]
+        unseen = len(self.members) - len(self._data_offsets)
+        if unseen:
+            damaged.append(
+                f"{unseen} of {len(self.members)} members were not needed: their local headers were not fetched, nor"
+                " compared with the archive's directory; audit a downloaded copy to have all compared"
+            )
+        return tuple(damaged)
 
     def verify(self) -> None:
         """Check every member's local header, and that nothing lies between the members.
+
+        Where each header would cost a request, those of members that are read are checked when they are, and of the
+        others only what the directory tells: that no more lies between two members than a header can take.
 
         Raises:
             UnsafeFile: a header contradicts the directory, or bytes that no member owns could be another archive's.
         """
         for member in self.members.values():
-            gap = member.end - self._data_offset(member) - member.packed_size
-            if gap > (_LONGEST_DESCRIPTOR if member.flags & _DESCRIPTOR else 0):
-                raise UnsafeFile(f"{gap} bytes behind {member.name!r} belong to no member")
+            if self._source.small_reads_are_cheap:
+                self._data_offset(member)
+            elif _room(member) > _MAX_16 + _LONGEST_DESCRIPTOR:
+                raise UnsafeFile(f"more bytes around {member.name!r} belong to no member than a header can take")
+
+    def _parts(self, name: str, start: int, length: int) -> Iterator[tuple[int, int]]:
+        """Where a member's local header and a range of its data lie, as (offset, length) in the archive."""
+        member = self.members.get(name)
+        if member is None or start < 0 or length < 0 or start + length > member.size:
+            return
+        whole = member.end - member.header_offset
+        if member.method == _DEFLATED or whole <= WORTH_A_REQUEST:
+            yield member.header_offset, whole
+        else:
+            # Where the data begin is known when the header is read: it ends in a field whose length only it tells.
+            header, room = _least_header(member), _room(member)
+            yield member.header_offset, header + room
+            yield member.header_offset + header + start, length + room
 
     def _member(self, name: str) -> Member:
         try:
@@ -170,9 +205,22 @@ class ZipDirectory:
             if _widen(extra, size, packed, 0)[:2] != (member.size, member.packed_size):
                 raise UnsafeFile(f"{member.name!r}: local header and directory disagree on its size")
         start: int = member.header_offset + _LOCAL.size + name_length + extra_length
-        if start + member.packed_size > member.end:
+        gap = member.end - start - member.packed_size
+        if gap < 0:
             raise UnsafeFile(f"{member.name!r} reaches into what follows it")
+        if gap > (_LONGEST_DESCRIPTOR if flags & _DESCRIPTOR else 0):
+            raise UnsafeFile(f"{gap} bytes behind {member.name!r} belong to no member")
         return start
+
+
+def _least_header(member: Member) -> int:
+    """Bytes of a member's local header without the field whose length the directory does not tell."""
+    return _LOCAL.size + len(member.name.encode())
+
+
+def _room(member: Member) -> int:
+    """Bytes between a member's header and the next member's that its data do not take: that field, a descriptor."""
+    return member.end - member.header_offset - _least_header(member) - member.packed_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +252,18 @@ def _members(source: Source, limits: Limits) -> list[Member]:
 
 
 def _bounded(entry: Member, end: int) -> Member:
-    least = entry.header_offset + _LOCAL.size + len(entry.name.encode()) + entry.packed_size
-    if least > end:
+    member = replace(entry, end=end)
+    if _room(member) < 0:
         raise UnsafeFile(f"{entry.name!r} overlaps what follows it")
-    return replace(entry, end=end)
+    return member
 
 
 def _find_end(source: Source) -> _End:
+    source.prefetch([(max(0, source.size - _TAIL), min(source.size, _TAIL))])
     position = source.size - _END.size
     record = source.read_at(position, _END.size) if position >= 0 else b""
     if not record.startswith(b"PK\x05\x06"):
-        tail = source.read_at(max(0, source.size - 65_557), min(source.size, 65_557))
+        tail = source.read_at(max(0, source.size - _TAIL), min(source.size, _TAIL))
         if b"PK\x05\x06" in tail:
             raise UnsafeFile("there is data behind the end of the archive")
         raise UnreadableFile("the zip archive has no end record: the file was cut short, copy or save it again")

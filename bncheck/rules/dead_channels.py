@@ -19,6 +19,8 @@ _ROUNDING = 2.0**-24  # unit roundoff of float32, in which torch updates the mom
 def check(layer: NormLayer, limits: Limits) -> Verdict:
     """Complain of channels whose variance is only what the initial 1 has decayed to."""
     assert layer.running_var is not None
+    if not layer.running_var.size:
+        return None
     dead = _dead(layer, limits)
     count = int(np.count_nonzero(dead))
     if not count:

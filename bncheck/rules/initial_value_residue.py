@@ -10,6 +10,9 @@ from bncheck.core.limits import Limits
 from bncheck.core.remedies import EVERY_BATCH_NORM, LEARN_MOMENTS
 from bncheck.core.rule import Evidence, Family, Rule, Undecided, Verdict
 
+# Copies whose moments torch.optim.swa_utils.update_bn takes anew, with momentum None for the time being.
+_PLAINLY_AVERAGED = frozenset({"swa", "averaged"})
+
 
 def check(layer: NormLayer, limits: Limits) -> Verdict:
     """Complain of a large (1 − m)^n, unless the variances themselves rule it out.
@@ -34,6 +37,8 @@ def check(layer: NormLayer, limits: Limits) -> Verdict:
         )
     if residue <= limits.residue_warning:
         return None
+    if layer.group in _PLAINLY_AVERAGED:
+        return Undecided("update_bn averages plainly and leaves the momentum as it was, which then says nothing")
     if bound < residue * (1.0 - 1e-3):
         return Undecided("the counter contradicts the variances: it was reset after the moments were learned")
     severe = residue > limits.residue_error
@@ -69,6 +74,7 @@ RULE = Rule(
     false_alarms=(
         "a counter at 0 beside learned moments (conversion): the variances disprove the residue",
         "momentum None: the first batch replaces the initial values",
+        "averaged weights (SWA) whose moments update_bn took anew: not checked, for the momentum is not theirs",
     ),
     remedy=(
         EVERY_BATCH_NORM + "        m.momentum = None  # a plain average; or train on\n"

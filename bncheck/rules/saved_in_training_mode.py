@@ -13,7 +13,7 @@ from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 def check(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], limits: Limits) -> Iterable[tuple[NormLayer, Verdict]]:
     """Complain of layers in training mode, except in a file that goes on training."""
-    judged = [layer for layer in layers if _mode_matters(layer)]
+    judged = [layer for layer in layers if _mode_matters(layer) and _runs(checkpoint, layer)]
     training = [layer for layer in judged if layer.training]
     if checkpoint.stage is Stage.TRAINING or not training:
         return
@@ -21,10 +21,20 @@ def check(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], limits: Limits)
     message = "Saved in training mode" + (", beside others in eval mode" if mixed else "")
     message += ": until eval() is called it normalises with the batch it is given, and overwrites its running moments."
     numbers = {"layers in training mode": len(training), "layers in eval mode": len(judged) - len(training)}
-    # A scripted archive is shipped as it is, and is run by programs that never call eval().
-    severity = Severity.ERROR if checkpoint.packaging is Packaging.TORCHSCRIPT else None
     for layer in training:
-        yield layer, Evidence(message, numbers, severity=severity)
+        if checkpoint.packaging is Packaging.TORCHSCRIPT:
+            # A scripted archive is shipped as it is, and is run by programs that never call eval().
+            yield layer, Evidence(message, numbers, severity=Severity.ERROR, remedy=_SCRIPT_REMEDY)
+        else:
+            yield layer, Evidence(message, numbers)
+
+
+_SCRIPT_REMEDY = 'model = torch.jit.load("{path}").eval()\nmodel.save("{path}")'
+
+
+def _runs(checkpoint: Checkpoint, layer: NormLayer) -> bool:
+    """Whether anything is known to call the layer: where there is a graph, it says so."""
+    return layer.execution_order is not None or not checkpoint.packaging.has_graph
 
 
 def _mode_matters(layer: NormLayer) -> bool:

@@ -306,13 +306,12 @@ def test_module_prefix_of_one_layer_is_a_name(tmp_path: Path) -> None:
 
 
 def test_averaged_model(tmp_path: Path) -> None:
-    """Its counter beside ``module.`` makes the prefix no wrapper's as far as names tell; values must be right."""
+    """Its counter beside ``module.`` tells that it is an average; its layers have the names of the network's."""
     averaged = torch.optim.swa_utils.AveragedModel(filled(Net()))
     state = read(str(saved(averaged.state_dict(), tmp_path / "s.pt")))
-    told = told_by_state_dict(averaged.state_dict())
-    assert [layer.running_mean.tolist() for layer in of_group(state)] == [
-        each.arrays["running_mean"].tolist() for each in told
-    ]
+    assert_same(of_group(state, "averaged"), told_by_state_dict(averaged.module.state_dict()))
+    module = read(str(saved(averaged, tmp_path / "m.pt")))
+    assert_same(of_group(module, "averaged"), told_by_module(averaged.module))
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------

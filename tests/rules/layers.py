@@ -46,12 +46,17 @@ def bare(name: str = "bn", **fields: object) -> NormLayer:
     return layer(name, **{**unknown, **fields})
 
 
-def checkpoint(layers: Sequence[NormLayer], stage: Stage = Stage.RELEASE, steps: int | None = None) -> Checkpoint:
+def checkpoint(
+    layers: Sequence[NormLayer],
+    stage: Stage = Stage.RELEASE,
+    steps: int | None = None,
+    packaging: Packaging = Packaging.MODULE,
+) -> Checkpoint:
     """A file of these layers."""
     return Checkpoint(
         "model.pt",
         FileFormat.TORCH_ZIP,
-        Packaging.MODULE,
+        packaging,
         stage,
         tuple(layers),
         training=TrainingFacts("optimizer" if steps is not None else None, steps),
@@ -59,10 +64,14 @@ def checkpoint(layers: Sequence[NormLayer], stage: Stage = Stage.RELEASE, steps:
 
 
 def judge(
-    rule: Rule, *layers: NormLayer, stage: Stage = Stage.RELEASE, steps: int | None = None
+    rule: Rule,
+    *layers: NormLayer,
+    stage: Stage = Stage.RELEASE,
+    steps: int | None = None,
+    packaging: Packaging = Packaging.MODULE,
 ) -> tuple[Finding, ...] | NotChecked | None:
     """Findings; or why nothing could be said; or None: nothing wrong."""
-    subject = examine(checkpoint(layers, stage, steps), [rule], DEFAULT_LIMITS)
+    subject = examine(checkpoint(layers, stage, steps, packaging), [rule], DEFAULT_LIMITS)
     if subject.findings:
         return subject.findings
     if subject.not_checked:

@@ -215,3 +215,18 @@ def test_half_precision_moments(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_full_precision_moments(dtype: str) -> None:
     assert judge(half_precision_statistics.RULE, bare(dtype=dtype)) is None
+
+
+def test_residue_of_an_average_whose_moments_were_taken_anew_is_not_checked() -> None:
+    """torch.optim.swa_utils.update_bn averages plainly and puts the old momentum back."""
+    norm = torch.nn.BatchNorm2d(4)
+    loader = [torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(index)) for index in range(30)]
+    torch.optim.swa_utils.update_bn(loader, norm)
+    fields = {
+        "running_mean": norm.running_mean.tolist(),
+        "running_var": norm.running_var.tolist(),
+        "num_batches_tracked": int(norm.num_batches_tracked),
+        "momentum": norm.momentum,
+    }
+    assert isinstance(judge(initial_value_residue.RULE, layer(group="averaged", **fields)), NotChecked)
+    assert not isinstance(judge(initial_value_residue.RULE, layer(**fields)), NotChecked)
