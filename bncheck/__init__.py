@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bncheck.api import audit
     from bncheck.core.errors import BncheckError
     from bncheck.core.finding import ExitCode, Finding, NotChecked, Report, Severity, Subject
+    from bncheck.core.run_options import RunOptions
 
 __all__ = [
     "BncheckError",
@@ -25,6 +26,7 @@ __all__ = [
     "Finding",
     "NotChecked",
     "Report",
+    "RunOptions",
     "Severity",
     "Subject",
     "__version__",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "audit": "bncheck.api",
     "BncheckError": "bncheck.core.errors",
+    "RunOptions": "bncheck.core.run_options",
     **dict.fromkeys(("ExitCode", "Finding", "NotChecked", "Report", "Severity", "Subject"), "bncheck.core.finding"),
 }
 

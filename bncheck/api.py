@@ -9,6 +9,7 @@ from bncheck.auditing import Settings, audit_paths, select_rules
 from bncheck.core.checkpoint import Stage
 from bncheck.core.finding import Report, Severity
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
+from bncheck.core.run_options import RunOptions
 
 
 def audit(
@@ -19,8 +20,9 @@ def audit(
     fail_on: Severity | None = Severity.ERROR,
     limits: Limits = DEFAULT_LIMITS,
     allow_calls: Sequence[str] = (),
+    run: RunOptions | None = None,
 ) -> Report:
-    """Audit model files without running anything in them.
+    """Audit model files: by reading them alone, or by running them too.
 
     Args:
         paths: files, folders and globs.
@@ -31,6 +33,7 @@ def audit(
         limits: every threshold.
         allow_calls: ``module.name`` of callables that whole-module pickles may name beyond the known ones; they are
             not called here either.
+        run: how to build the models and what to run them on; None runs nothing and imports no torch.
 
     Returns:
         The report; files that could not be read are in its ``failures``.
@@ -38,5 +41,5 @@ def audit(
     Raises:
         BadUsage: a code prefix matches no rule.
     """
-    settings = Settings(select_rules(select, ignore), stage, fail_on, limits, frozenset(allow_calls))
+    settings = Settings(select_rules(select, ignore), stage, fail_on, limits, frozenset(allow_calls), run)
     return audit_paths((os.fspath(path) for path in paths), settings)

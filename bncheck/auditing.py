@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bncheck.catalogue import RULES
-from bncheck.core.checkpoint import Stage
-from bncheck.core.errors import BadUsage, BncheckError, NoModel, UnsupportedFile
+from bncheck.core.checkpoint import Checkpoint, Stage
+from bncheck.core.errors import BadUsage, BncheckError, NoModel, UnsupportedFile, UserCodeFailed
 from bncheck.core.finding import Failure, Report, Severity, Subject
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
+from bncheck.core.measurement import Measurements, NotMeasured
 from bncheck.core.rule import Rule
+from bncheck.core.run_options import RunOptions
 from bncheck.engine import examine
 from bncheck.readers import matching_urls, read
 from bncheck.readers.candidates import DISTRIBUTED, is_candidate, is_distributed, is_distributed_part
@@ -21,6 +23,8 @@ from bncheck.readers.urls import is_pattern, local_path, scheme_of, shown
 
 Progress = Callable[[int, int, str], None]
 """(files done, files in all, the next path)."""
+SampleProgress = Callable[[int, int], None]
+"""(samples seen, samples asked for)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Settings:
         fail_on: least severity that fails the run; None when none does.
         limits: every threshold.
         vouched: callables that whole-module pickles may name beyond the known ones.
+        run: what to run the models on; None reads the files alone.
     """
 
     rules: tuple[Rule, ...] = RULES
@@ -40,15 +45,19 @@ class Settings:
     fail_on: Severity | None = Severity.ERROR
     limits: Limits = DEFAULT_LIMITS
     vouched: frozenset[str] = frozenset()
+    run: RunOptions | None = None
 
 
-def audit_paths(paths: Iterable[str], settings: Settings, progress: Progress | None = None) -> Report:
+def audit_paths(
+    paths: Iterable[str], settings: Settings, progress: Progress | None = None, tell: SampleProgress | None = None
+) -> Report:
     """Audit files, folders and globs; a file that cannot be read never stops the others.
 
     Args:
         paths: what the user named.
         settings: how to audit.
         progress: told before each file.
+        tell: told of the samples a model has been run on.
     """
     found = find_files(paths, settings.limits)
     subjects: list[Subject] = []
@@ -58,7 +67,7 @@ def audit_paths(paths: Iterable[str], settings: Settings, progress: Progress | N
         if progress is not None:
             progress(index, len(found.files), path)
         try:
-            subjects.append(_audit_file(path, settings))
+            subjects.append(_audit_file(path, settings, tell))
         except BncheckError as error:
             # Beside a model lie its scheduler and its settings: passed over where nobody named them.
             if isinstance(error, NoModel) and path in found.walked:
@@ -75,11 +84,24 @@ def audit_paths(paths: Iterable[str], settings: Settings, progress: Progress | N
     return Report(tuple(subjects), tuple(failures), skipped, settings.fail_on)
 
 
-def _audit_file(path: str, settings: Settings) -> Subject:
+def _audit_file(path: str, settings: Settings, tell: SampleProgress | None) -> Subject:
     checkpoint = read(path, settings.limits, settings.vouched)
     if settings.stage is not None:
         checkpoint = replace(checkpoint, stage=settings.stage)
-    return examine(checkpoint, settings.rules, settings.limits)
+    measurements = None if settings.run is None or not checkpoint.layers else _measured(checkpoint, settings.run, tell)
+    return examine(checkpoint, settings.rules, settings.limits, measurements)
+
+
+def _measured(checkpoint: Checkpoint, options: RunOptions, tell: SampleProgress | None) -> Measurements:
+    """Run the model; where it cannot be run, the file's own findings stand and the audit is incomplete."""
+    from bncheck.measuring import measure  # noqa: PLC0415 - the static path imports no torch
+
+    try:
+        return measure(checkpoint, options, tell)
+    except BncheckError as error:
+        detail = error.detail if isinstance(error, UserCodeFailed) else ""
+        failed = NotMeasured("model", str(error), failed=True, detail=detail)
+        return Measurements(options.device, options.precision, 0, not_measured=(failed,))
 
 
 def select_rules(select: Sequence[str], ignore: Sequence[str]) -> tuple[Rule, ...]:

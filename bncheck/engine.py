@@ -6,13 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Finding, NotChecked, Outcome, Passed, Severity, Subject
+from bncheck.core.layer_drift import drifts
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
+from bncheck.core.measurement import Measurements
 from bncheck.core.rule import Evidence, Rule, Undecided, Verdict
 
 
-def examine(checkpoint: Checkpoint, rules: Iterable[Rule], limits: Limits) -> Subject:
-    """Apply every rule to a checkpoint.
+def examine(
+    checkpoint: Checkpoint, rules: Iterable[Rule], limits: Limits, measurements: Measurements | None = None
+) -> Subject:
+    """Apply every rule to a checkpoint, and to what was measured on it.
 
     A rule that raises becomes a not-checked outcome marked as crashed: one broken rule must neither hide what the
     others found nor pass for a clean result.
@@ -20,40 +24,50 @@ def examine(checkpoint: Checkpoint, rules: Iterable[Rule], limits: Limits) -> Su
     outcomes: list[Outcome] = []
     for rule in rules:
         try:
-            outcomes.extend(_apply(rule, checkpoint, limits))
+            outcomes.extend(_apply(rule, checkpoint, limits, measurements))
         except Exception as error:
             reason = f"the rule itself failed: {type(error).__name__}: {error}"
             outcomes.append(NotChecked(rule.id, reason, crashed=True))
-    return Subject(checkpoint, tuple(outcomes))
+    found = () if measurements is None else tuple(drifts(checkpoint, measurements, limits))
+    return Subject(checkpoint, tuple(outcomes), measurements, found)
 
 
-def _apply(rule: Rule, checkpoint: Checkpoint, limits: Limits) -> Iterator[Outcome]:
-    found: dict[tuple[Severity, str], list[tuple[NormLayer, Evidence]]] = {}
+def _apply(rule: Rule, checkpoint: Checkpoint, limits: Limits, measurements: Measurements | None) -> Iterator[Outcome]:
+    found: dict[tuple[Severity, str], list[tuple[NormLayer | None, Evidence]]] = {}
     unjudged: dict[str, list[str]] = {}
-    for layer, verdict in _verdicts(rule, checkpoint, limits):
+    for layer, verdict in _verdicts(rule, checkpoint, limits, measurements):
         match verdict:
             case None:
                 pass
             case Undecided(reason=reason):
-                unjudged.setdefault(reason, []).append(layer.full_name)
+                unjudged.setdefault(reason, []).extend([] if layer is None else [layer.full_name])
             case Evidence():
                 severity = rule.severity if verdict.severity is None else verdict.severity
                 found.setdefault((severity, verdict.message), []).append((layer, verdict))
     for (severity, message), hits in found.items():
         yield _finding(rule, checkpoint, severity, message, hits)
     for reason, names in unjudged.items():
-        everywhere = len(names) == len(checkpoint.layers)
+        everywhere = len(names) in (0, len(checkpoint.layers))
         yield NotChecked(rule.id, reason, () if everywhere else tuple(names))
     if not found and not unjudged:
         yield Passed(rule.id)
 
 
-def _verdicts(rule: Rule, checkpoint: Checkpoint, limits: Limits) -> Iterator[tuple[NormLayer, Verdict]]:
+def _verdicts(
+    rule: Rule, checkpoint: Checkpoint, limits: Limits, measurements: Measurements | None
+) -> Iterator[tuple[NormLayer | None, Verdict]]:
+    if rule.check_measured is not None:
+        missing = _not_measured(rule, measurements)
+        if missing is not None or measurements is None:
+            yield None, Undecided(missing or "needs --data")
+        else:
+            yield from rule.check_measured(checkpoint, measurements, limits)
+        return
     able: list[NormLayer] = []
     for layer in checkpoint.layers:
-        missing = [need for need in rule.needs if getattr(layer, need) is None]
-        if missing:
-            yield layer, Undecided(f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} not in the file")
+        absent = [need for need in rule.needs if getattr(layer, need) is None]
+        if absent:
+            yield layer, Undecided(f"{_listed(absent)} {'is' if len(absent) == 1 else 'are'} not in the file")
         else:
             able.append(layer)
     if rule.check_layer is not None:
@@ -64,23 +78,35 @@ def _verdicts(rule: Rule, checkpoint: Checkpoint, limits: Limits) -> Iterator[tu
             yield from rule.check_model(checkpoint, tuple(layer for layer in able if layer.group == group), limits)
 
 
+def _not_measured(rule: Rule, measurements: Measurements | None) -> str | None:
+    """Why a rule has nothing to look at; None where it has."""
+    if measurements is None:
+        return "needs --train-data" if "training_batches" in rule.needs else "needs --data"
+    for need in rule.needs:
+        if getattr(measurements, need) is None:
+            reasons = {failed.what: failed.reason for failed in measurements.not_measured}
+            missing = "needs --train-data" if need == "training_batches" else "was not measured"
+            return reasons.get(need) or ("the model could not be run" if "model" in reasons else missing)
+    return None
+
+
 def _finding(
     rule: Rule,
     checkpoint: Checkpoint,
     severity: Severity,
     message: str,
-    hits: Sequence[tuple[NormLayer, Evidence]],
+    hits: Sequence[tuple[NormLayer | None, Evidence]],
 ) -> Finding:
     worst_layer, worst = max(hits, key=lambda hit: hit[1].badness)
     evidence = dict(worst.numbers)
-    if evidence and any(hit.badness != worst.badness for _, hit in hits):
+    if worst_layer is not None and evidence and any(hit.badness != worst.badness for _, hit in hits):
         evidence["worst layer"] = worst_layer.full_name
     return Finding(
         rule=rule.id,
         name=rule.name,
         severity=severity,
         message=message,
-        layers=tuple(layer.full_name for layer, _ in hits),
+        layers=tuple(layer.full_name for layer, _ in hits if layer is not None),
         evidence=evidence,
         rationale=rule.rationale,
         remedy=(rule.remedy if worst.remedy is None else worst.remedy).replace("{path}", checkpoint.path),

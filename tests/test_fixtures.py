@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bncheck
+from bncheck.core.run_options import RunOptions
 from tests.process import FIXTURES
 from tests.process import bncheck as run
 
@@ -33,6 +34,31 @@ def test_findings_are_those_expected(case: Path) -> None:
         assert subject.checkpoint.stage.value == expected["stage"]
         assert subject.complete
     assert bncheck.audit(case).exit_code == expected["exit_code"]
+
+
+RUN = [case for case in CASES if "run" in json.loads((case / "expected.json").read_text())]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", RUN, ids=lambda case: case.name)
+def test_findings_of_running_are_those_expected(case: Path) -> None:
+    expected = json.loads((case / "expected.json").read_text())
+    for name, findings in expected["files"].items():
+        report = bncheck.audit(case / name, run=run_of(case))
+        (subject,) = report.subjects
+        assert subject.complete
+        found = [
+            {"rule": finding.rule, "severity": finding.severity.label, "layers": list(finding.layers)}
+            for finding in subject.findings
+        ]
+        assert sorted(found, key=_key) == sorted([*findings, *expected["run"]["findings"]], key=_key), name
+
+
+def run_of(case: Path) -> RunOptions:
+    """How a case's files are run."""
+    run = json.loads((case / "expected.json").read_text())["run"]
+    model = None if run["model"] is None else str(FIXTURES / run["model"])
+    return RunOptions(data=str(FIXTURES / run["data"]), model=model)
 
 
 def _key(finding: dict[str, object]) -> str:

@@ -12,6 +12,21 @@ from bncheck.cli.app import app
 from bncheck.cli.options import AllowCall, Debug
 from bncheck.cli.output import OutputFormat, emit, show, text_width
 from bncheck.cli.progress import progress_bar
+from bncheck.cli.run_options import (
+    BatchSize,
+    Data,
+    Device,
+    Forward,
+    InputKey,
+    LabelKey,
+    Model,
+    ModelArg,
+    Precision,
+    PrecisionOption,
+    Samples,
+    TrustPickle,
+    run_options,
+)
 from bncheck.core.checkpoint import Stage
 from bncheck.core.finding import Severity
 from bncheck.report.document import report_document
@@ -51,10 +66,23 @@ def audit(
     show_passed: Annotated[
         bool, typer.Option("--show-passed", help="Also tell what passed and was not checked.")
     ] = False,
+    data: Data = None,
+    model: Model = None,
+    model_arg: ModelArg = None,
+    forward: Forward = None,
+    samples: Samples = 2048,
+    batch_size: BatchSize = 64,
+    input_key: InputKey = None,
+    label_key: LabelKey = None,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.FP32,
+    trust_pickle: TrustPickle = False,
     allow_call: AllowCall = None,
     debug: Debug = False,
 ) -> None:
-    """Say what is wrong with the batch-norm layers of saved models, reading the files alone.
+    """Say what is wrong with the batch-norm layers of saved models.
+
+    Reads the files alone; with --data it also runs the model and measures.
 
     Exit codes: 0 clean, 1 findings, 2 something could not be audited, 3 nothing to audit.
     """
@@ -63,9 +91,22 @@ def audit(
         stage=None if stage is StageChoice.AUTO else Stage(stage.value),
         fail_on=None if fail_on is FailOn.NEVER else Severity[fail_on.name],
         vouched=frozenset(allow_call or ()),
+        run=run_options(
+            data,
+            model,
+            model_arg or (),
+            forward,
+            samples,
+            batch_size,
+            input_key,
+            label_key,
+            device,
+            precision,
+            trust_pickle,
+        ),
     )
     with progress_bar() as progress:
-        report = audit_paths(paths, settings, progress)
+        report = audit_paths(paths, settings, progress.files, progress.samples)
     match output_format:
         case OutputFormat.JSON:
             emit(to_json(report_document(report)))

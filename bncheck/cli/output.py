@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from bncheck.core.finding import ExitCode
-from bncheck.report.text import Line, plain
+from bncheck.report.styled import Line
+from bncheck.report.text import plain
 
 _PIPED_WIDTH = 100
 

@@ -49,3 +49,41 @@ class BadUsage(BncheckError):
     """The command line asks for something that does not exist."""
 
     kind = "bad-usage"
+
+
+class BadSpec(BadUsage):
+    """A SPEC on the command line names nothing that can be called."""
+
+    kind = "bad-spec"
+
+
+class BadModel(BncheckError):
+    """The model built by the user does not fit the file, or cannot be run."""
+
+    kind = "bad-model"
+
+
+class BadData(BncheckError):
+    """The data is empty, or of a form that cannot be taken apart."""
+
+    kind = "bad-data"
+
+
+class UserCodeFailed(BncheckError):
+    """The user's own code raised.
+
+    Attributes:
+        detail: their frames of the traceback, to be shown once below the line.
+    """
+
+    kind = "user-code-failed"
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class TraceLeft(BncheckError):
+    """Running the model changed something that a measurement must leave alone."""
+
+    kind = "trace-left"

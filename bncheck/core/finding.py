@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bncheck.core.checkpoint import Checkpoint
+from bncheck.core.layer_drift import LayerDrift
+from bncheck.core.measurement import Measurements
 
 Number = float | int | str | None
 
@@ -78,10 +80,19 @@ Outcome = Finding | Passed | NotChecked
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One audited file."""
+    """One audited file.
+
+    Attributes:
+        checkpoint: what its reader made of it.
+        outcomes: what the rules said.
+        measurements: what running it showed; None where it was not run.
+        drifts: of the layers that were reached, from the measurements.
+    """
 
     checkpoint: Checkpoint
     outcomes: tuple[Outcome, ...]
+    measurements: Measurements | None = None
+    drifts: tuple[LayerDrift, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -101,8 +112,9 @@ class Subject:
 
     @property
     def complete(self) -> bool:
-        """Whether everything that was there was read and no rule crashed."""
-        return not self.checkpoint.unread and not any(outcome.crashed for outcome in self.not_checked)
+        """Whether everything that was there was read, no rule crashed, and no measurement that was asked for failed."""
+        failed = self.measurements is not None and any(probe.failed for probe in self.measurements.not_measured)
+        return not (self.checkpoint.unread or failed or any(outcome.crashed for outcome in self.not_checked))
 
 
 @dataclass(frozen=True, slots=True)

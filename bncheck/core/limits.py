@@ -38,6 +38,33 @@ class Limits:
     # needs eps where a file does not give it decides only when both ends agree.
     eps_largest_in_use: float = 1e-3
 
+    # --- rules that need --data -------------------------------------------------------------------
+    # Largest change of an output relative to the largest output when a sample gets other companions. True cases are
+    # above 0.1; TF32 and cuDNN's choice of kernels change outputs by 1.5e-5, float32 on a CPU by 1e-7.
+    companion_change: float = 1e-3
+    # Change between two runs of one batch above which nothing can be told.
+    companion_noise: float = 1e-3
+    # Samples whose top class differs between stored and batch moments, where there are no labels.
+    disagreement_warning: float = 0.10
+    disagreement_error: float = 0.40
+    # Accuracy that stored moments cost against batch moments, where there are labels.
+    accuracy_drop_warning: float = 0.02
+    accuracy_drop_error: float = 0.20
+    # Root mean square change of outputs that are no scores.
+    output_change_warning: float = 0.5
+    output_change_error: float = 1.0
+    # Root mean square over channels of δ, in stored standard deviations, and median |ln ρ²|.
+    drift_delta_warning: float = 0.25
+    drift_delta_error: float = 1.0
+    drift_log_ratio_warning: float = 0.4
+    drift_log_ratio_error: float = math.log(4.0)
+    # Standard errors that a drift must exceed to be told from chance.
+    drift_significance: float = 3.0
+    # Samples per training batch assumed where nothing says it: the noise of a moving average depends on it.
+    assumed_batch_size: float = 16.0
+    # Rank correlation of drift with depth from which it is said to grow.
+    drift_depth_correlation: float = 0.8
+
     # --- readers ---------------------------------------------------------------------------------
     # A whole-module pickle of a 1000-layer network takes about 1e5 opcodes, an Adam checkpoint of 1e4 tensors
     # about 1e6. Above this the reader would need more memory than a gate may use.
@@ -127,10 +154,10 @@ class Limits:
             value = getattr(self, field.name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
                 raise ValueError(f"limit {field.name} must be a positive number, not {value!r}")
-        if self.gain_warning > self.gain_error:
-            raise ValueError("gain_warning must not exceed gain_error")
-        if self.residue_warning > self.residue_error:
-            raise ValueError("residue_warning must not exceed residue_error")
+            if field.name.endswith("_warning"):
+                error = getattr(self, f"{field.name.removesuffix('_warning')}_error", None)
+                if error is not None and value > error:
+                    raise ValueError(f"{field.name} must not exceed {field.name.removesuffix('_warning')}_error")
 
 
 DEFAULT_LIMITS = Limits()

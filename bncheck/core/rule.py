@@ -11,6 +11,7 @@ from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Number, Severity
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
+from bncheck.core.measurement import Measurements
 
 
 class Family(enum.Enum):
@@ -58,6 +59,8 @@ Verdict = Evidence | Undecided | None
 LayerCheck = Callable[[NormLayer, Limits], Verdict]
 ModelCheck = Callable[[Checkpoint, "tuple[NormLayer, ...]", Limits], Iterable[tuple[NormLayer, Verdict]]]
 """Takes the checkpoint and the layers of one group, so that a layer can be judged beside its neighbours."""
+MeasuredCheck = Callable[[Checkpoint, Measurements, Limits], Iterable["tuple[NormLayer | None, Verdict]"]]
+"""Takes what was measured; None instead of a layer where the verdict is the whole model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,14 @@ class Rule:
         name: the defect, kebab-case.
         family: chapter; agrees with the code's first digit.
         severity: the default.
-        needs: fields of ``NormLayer`` without which the rule says nothing.
+        needs: fields of ``NormLayer`` without which the rule says nothing; of ``Measurements`` for a measured check.
         rationale: why the defect matters.
         formula: what is computed.
         limit: what it is held against, and where the number comes from.
         false_alarms: what looks like the defect and is none; the rule stays silent on these.
         remedy: what to do, as lines to paste; ``{path}`` stands for the file.
         reference: where the claim can be read up.
-        check_layer, check_model: exactly one of the two.
+        check_layer, check_model, check_measured: exactly one of the three.
 
     Raises:
         ValueError: the identity is malformed or there is not exactly one check.
@@ -95,11 +98,12 @@ class Rule:
     reference: str
     check_layer: LayerCheck | None = None
     check_model: ModelCheck | None = None
+    check_measured: MeasuredCheck | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"BN[1-6]\d\d", self.id) or int(self.id[2]) != self.family.value:
             raise ValueError(f"{self.id}: the code does not belong to family {self.family.name}")
         if not re.fullmatch(r"[a-z]+(-[a-z]+)*", self.name):
             raise ValueError(f"{self.id}: {self.name!r} is not kebab-case")
-        if (self.check_layer is None) == (self.check_model is None):
+        if [self.check_layer, self.check_model, self.check_measured].count(None) != 2:
             raise ValueError(f"{self.id}: a rule has exactly one check")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from bncheck.core.finding import Finding, NotChecked, Report, Severity, Subject
+from bncheck.core.layer_drift import LayerDrift
 from bncheck.core.layers import Averaging, Float64Array, NormLayer
+from bncheck.core.measurement import Companions, TrainEvalGap
 from bncheck.core.rule import Rule
 from bncheck.version import __version__
 
@@ -45,8 +48,45 @@ def _subject(subject: Subject) -> Document:
         "findings": [_finding(finding) for finding in subject.findings],
         "passed": list(subject.passed),
         "not_checked": [_not_checked(entry) for entry in subject.not_checked],
+        "measurements": _measurements(subject),
         "unread": [{"what": entry.what, "reason": entry.reason} for entry in checkpoint.unread],
         "remarks": list(checkpoint.remarks),
+    }
+
+
+def _measurements(subject: Subject) -> Json:
+    """What running the model showed; null for an audit of the file alone."""
+    measured = subject.measurements
+    if measured is None:
+        return None
+    return {
+        "device": measured.device,
+        "precision": measured.precision,
+        "samples": measured.samples,
+        "mutated": None if measured.mutated is None else list(measured.mutated),
+        "companions": None if measured.companions is None else _fields(measured.companions),
+        "gap": None if measured.gap is None else _fields(measured.gap),
+        "drift": [_drift(drift) for drift in sorted(subject.drifts, key=lambda drift: drift.order)],
+        "not_measured": [
+            {"what": probe.what, "reason": probe.reason, "failed": probe.failed} for probe in measured.not_measured
+        ],
+    }
+
+
+def _fields(measured: Companions | TrainEvalGap) -> Document:
+    return {field.name: finite(getattr(measured, field.name)) for field in fields(measured)}
+
+
+def _drift(drift: LayerDrift) -> Document:
+    """One layer, in the order of execution; lengths in stored standard deviations, KL in nats."""
+    return {
+        "layer": drift.layer.full_name,
+        "order": drift.order,
+        "delta": finite(drift.delta),
+        "delta_noise": finite(drift.delta_noise),
+        "log_ratio": finite(drift.log_ratio),
+        "log_ratio_noise": finite(drift.log_ratio_noise),
+        "kl": finite(float(drift.channels.kl.mean())),
     }
 
 

@@ -14,7 +14,7 @@ from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.layers import Averaging, Float64Array, NormLayer
 from bncheck.core.rule import Rule
 from bncheck.report.printable import printable
-from bncheck.report.text import Line
+from bncheck.report.styled import Line
 
 
 def show_lines(lines: Sequence[Line], stream: IO[str]) -> None:

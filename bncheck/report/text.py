@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from bncheck.core.finding import ExitCode, Finding, Report, Severity, Subject
 from bncheck.core.rule import Rule
+from bncheck.report.measured import measured_lines
 from bncheck.report.printable import number, printable, shortened
+from bncheck.report.styled import Line, Span
 
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTICE: "bold cyan"}
 _LABEL = 11
 _CODES_IN_A_RUN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Text in one style, by rich's style names."""
-
-    text: str
-    style: str = ""
-
-
-Line = tuple[Span, ...]
 
 
 def plain(lines: Sequence[Line]) -> str:
@@ -72,7 +62,9 @@ def _verdict(report: Report) -> Line:
 def _subject(subject: Subject, width: int, *, show_passed: bool) -> Iterator[Line]:
     checkpoint = subject.checkpoint
     said = f"{checkpoint.format.value} · {checkpoint.packaging.value} · {checkpoint.stage.value}"
-    quiet = not (subject.findings or checkpoint.unread or checkpoint.remarks or not subject.complete)
+    quiet = not (
+        subject.findings or checkpoint.unread or checkpoint.remarks or subject.measurements or not subject.complete
+    )
     layers = _counted(len(checkpoint.layers), "layer") if checkpoint.layers else "no batch-norm layer"
     if not quiet:
         yield ()
@@ -84,6 +76,7 @@ def _subject(subject: Subject, width: int, *, show_passed: bool) -> Iterator[Lin
     )
     for finding in subject.findings:
         yield from _finding(finding, width)
+    yield from measured_lines(subject, width, every_layer=False)
     for part in checkpoint.unread:
         yield from _labelled("unread", f"{printable(part.what)}: {printable(part.reason)}", width, "bold red")
     for remark in checkpoint.remarks:
@@ -116,7 +109,8 @@ def _finding(finding: Finding, width: int) -> Iterator[Line]:
         Span(f" {finding.name}"),
     )
     yield from _wrapped(printable(finding.message), width, indent=4)
-    yield from _labelled("layers", shortened(finding.layers), width)
+    if finding.layers:
+        yield from _labelled("layers", shortened(finding.layers), width)
     if finding.evidence:
         numbers = ", ".join(f"{name} {number(value)}" for name, value in finding.evidence.items())
         yield from _labelled("numbers", numbers, width)

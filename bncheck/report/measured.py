@@ -1,0 +1,102 @@
+"""What running the model showed, as lines: what was run, and the drift of each layer in the order of execution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from bncheck.core.finding import Subject
+from bncheck.core.layer_drift import LayerDrift
+from bncheck.core.measurement import Measurements
+from bncheck.report.printable import printable
+from bncheck.report.styled import Line, Span
+
+_BARS = "▁▂▃▄▅▆▇█"
+# The scale's end: drift at the error limit of BN407, one stored standard deviation.
+_FULL = 1.0
+_ROWS = 10
+
+
+def measured_lines(subject: Subject, width: int, *, every_layer: bool) -> Iterator[Line]:
+    """Lines for one subject; none where nothing was run.
+
+    Args:
+        subject: the audited file.
+        width: columns.
+        every_layer: whether to list all layers, and not only those that have drifted furthest.
+    """
+    measured = subject.measurements
+    if measured is None:
+        return
+    yield (Span("  "), Span("measured", "bold"), Span(f"  {_said(measured)}", "dim"))
+    for probe in measured.not_measured:
+        style = "bold red" if probe.failed else "yellow"
+        yield (Span("    "), Span(f"{probe.what} not measured: ", style), Span(printable(probe.reason)))
+        for line in probe.detail.splitlines():
+            yield (Span(f"      {printable(line)}", "dim"),)
+    drifts = sorted(subject.drifts, key=lambda drift: drift.order)
+    if drifts:
+        yield from _spark(drifts, width)
+        drifted = [drift for drift in drifts if drift.layer.full_name in _complained(subject)]
+        shown = drifts if every_layer else sorted(drifted, key=_size, reverse=True)[:_ROWS]
+        yield from _table(sorted(shown, key=lambda drift: drift.order))
+        if len(shown) < len(drifted):
+            yield (Span(f"    {len(drifted) - len(shown)} more; --verbose lists every layer", "dim"),)
+
+
+def _said(measured: Measurements) -> str:
+    parts = [f"{measured.samples} samples", measured.device, measured.precision]
+    gap = measured.gap
+    if gap is not None and gap.accuracy_stored is not None and gap.accuracy_batch is not None:
+        parts.append(
+            f"accuracy {gap.accuracy_stored:.3f} with stored moments, {gap.accuracy_batch:.3f} with the batch's"
+        )
+    elif gap is not None and gap.disagreement is not None:
+        parts.append(f"{gap.disagreement:.1%} of top classes differ between stored and batch moments")
+    return " · ".join(parts)
+
+
+def _complained(subject: Subject) -> set[str]:
+    return {name for finding in subject.findings if finding.rule in ("BN406", "BN407") for name in finding.layers}
+
+
+def _size(drift: LayerDrift) -> float:
+    return max(drift.delta, abs(drift.log_ratio))
+
+
+def _spark(drifts: Sequence[LayerDrift], width: int) -> Iterator[Line]:
+    """One bar for each layer, from the input on the left; neighbours share one where there are more than columns."""
+    room = max(10, width - 40)
+    step = math.ceil(len(drifts) / room)
+    groups = [drifts[start : start + step] for start in range(0, len(drifts), step)]
+    bars = "".join(_bar(max(_size(drift) for drift in group)) for group in groups)
+    largest = max(drifts, key=_size)
+    yield (
+        Span("    drift     "),
+        Span(bars, "cyan"),
+        Span(f"  in execution order; largest {_size(largest):.2g} at {printable(largest.layer.full_name)}", "dim"),
+    )
+
+
+def _bar(size: float) -> str:
+    return _BARS[min(len(_BARS) - 1, int(size / _FULL * len(_BARS)))]
+
+
+def _table(drifts: Sequence[LayerDrift]) -> Iterator[Line]:
+    if not drifts:
+        return
+    longest = max(5, *(len(printable(drift.layer.full_name)) for drift in drifts))
+    head = f"    {'layer':<{longest}}  {'rms δ':>7} {'± SE':>7} {'var ratio':>9} {'KL':>8}"
+    yield (Span(head, "dim"),)
+    for drift in drifts:
+        kl = float(drift.channels.kl.mean())
+        yield (
+            Span(f"    {printable(drift.layer.full_name):<{longest}}  "),
+            Span(f"{drift.delta:>7.3f} {drift.delta_noise:>7.3f} {_ratio(drift):>9.3g} {kl:>8.3g}  "),
+            Span(_bar(_size(drift)), "cyan"),
+        )
+
+
+def _ratio(drift: LayerDrift) -> float:
+    """Geometric mean over channels of the variance ratio ρ²."""
+    return math.exp(float(drift.channels.log_ratio.mean()))

@@ -1,0 +1,52 @@
+"""BN406: the stored moments are not those of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bncheck.core.checkpoint import Checkpoint
+from bncheck.core.finding import Severity
+from bncheck.core.layer_drift import drifts
+from bncheck.core.layers import NormLayer
+from bncheck.core.limits import Limits
+from bncheck.core.measurement import Measurements
+from bncheck.core.rule import Evidence, Family, Rule, Verdict
+
+
+def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Iterable[tuple[NormLayer | None, Verdict]]:
+    """Complain of layers whose input has drifted from the stored moments, short of those that BN407 takes."""
+    for found in drifts(checkpoint, measured, limits):
+        if found.is_drifted(limits) and not found.is_diverged(limits):
+            yield found.layer, Evidence(_MESSAGE, found.numbers(limits), badness=found.badness(limits))
+
+
+_MESSAGE = (
+    "What the data brings to this layer has other moments than those stored: they are stale, or the domain shifted."
+)
+
+RULE = Rule(
+    id="BN406",
+    name="stale-statistics",
+    family=Family.STATISTICS,
+    severity=Severity.WARNING,
+    needs=("layers",),
+    rationale=(
+        "Every layer behind was trained on inputs of mean 0 and variance 1 before scale and shift. With stale moments "
+        "it gets others, and the error is handed on from layer to layer."
+    ),
+    formula=(
+        "δ = (μ_data − μ_stored) / √(σ²_stored + eps) and ρ² = (σ²_data + eps) / (σ²_stored + eps) per channel of the "
+        "input in eval mode; per layer the root mean square of δ, freed of what chance adds, and the median |ln ρ²|"
+    ),
+    limit=(
+        "δ 0.25 or |ln ρ²| 0.4, and three standard errors over images plus the moving average's own noise √(m/(2 − m))"
+    ),
+    false_alarms=(
+        "few samples: the standard errors grow with them",
+        "data that is augmented in another way than in training: audit with what the model will see",
+        "statistics at 0 and 1, which are BN201",
+    ),
+    remedy="bncheck audit {path} --model SPEC --data TRAINING_DATA  # if it is clean there, the domain shifted",
+    reference="https://arxiv.org/abs/2006.16971",
+    check_measured=check,
+)
