@@ -52,8 +52,15 @@ SLOW_SECONDS = 2.0
 """Processor time beyond which reading a small file is reported, though it came to an end."""
 _RESET_ABOVE = 16 * 2**20
 
-# Modules no local file has a reader in: commands, and what fetches URLs.
-_NOT_FOR_FILES = ("bncheck.cli", "bncheck.__main__", "bncheck.readers.remote")
+# Modules no local file has a reader in: commands, what fetches URLs, and what runs models.
+_NOT_FOR_FILES = (
+    "bncheck.cli",
+    "bncheck.__main__",
+    "bncheck.measuring",
+    "bncheck.probe",
+    "bncheck.readers.remote",
+    "bncheck.runtime",
+)
 
 # Events that change nothing and reveal nothing; https://docs.python.org/3/library/audit_events.html
 _HARMLESS = frozenset({"builtins.id", "sys._getframe", "object.__getattr__", "array.__new__", "gc.get_referents"})
