@@ -81,12 +81,11 @@ def _verdicts(
 def _not_measured(rule: Rule, measurements: Measurements | None) -> str | None:
     """Why a rule has nothing to look at; None where it has."""
     if measurements is None:
-        return "needs --train-data" if "training_batches" in rule.needs else "needs --data"
+        return "needs --data"
     for need in rule.needs:
         if getattr(measurements, need) is None:
             reasons = {failed.what: failed.reason for failed in measurements.not_measured}
-            missing = "needs --train-data" if need == "training_batches" else "was not measured"
-            return reasons.get(need) or ("the model could not be run" if "model" in reasons else missing)
+            return reasons.get(need) or ("the model could not be run" if "model" in reasons else "was not measured")
     return None
 
 

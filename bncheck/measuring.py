@@ -14,7 +14,7 @@ from bncheck.core.measurement import Companions, Measurements, NotMeasured, Trai
 from bncheck.core.run_options import RunOptions
 from bncheck.probe.companions import companions
 from bncheck.probe.evaluation import Evaluation, evaluate
-from bncheck.runtime.batches import Batch, DataOptions, batches, forward, open_data
+from bncheck.runtime.batches import Batch, DataOptions, Forward, batches, forward, open_data
 from bncheck.runtime.model import ModelOptions, load_model
 from bncheck.runtime.norm_watch import running_means
 from bncheck.runtime.unchanged import Snapshot, unchanged
@@ -61,7 +61,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _forward(spec: str | None) -> Callable[[nn.Module, Batch], object]:
+def _forward(spec: str | None) -> Forward:
     if spec is None:
         return forward
     function = load_callable(spec)
@@ -80,7 +80,7 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        call: Callable[[nn.Module, Batch], object],
+        call: Forward,
         taking: DataOptions,
         progress: Progress | None,
     ) -> None:

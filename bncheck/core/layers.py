@@ -98,6 +98,11 @@ class NormLayer:
         return self.kind is not NormKind.FROZEN_BATCH and self.track_running_stats is not False
 
     @property
+    def depends_on_mode(self) -> bool:
+        """Whether it computes something else in training mode than in eval mode."""
+        return self.kind in (NormKind.BATCH, NormKind.SYNC_BATCH) and self.keeps_running_statistics
+
+    @property
     def statistics_at_initialisation(self) -> bool:
         """Whether mean is exactly 0 and variance exactly 1 on every channel."""
         if self.running_mean is None or self.running_var is None or not self.running_mean.size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bncheck.core.layers import Float64Array
 from bncheck.core.moments import PopulationMoments
@@ -78,25 +78,6 @@ class TrainEvalGap:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingBatches:
-    """How the training data is cut into batches; None where the loader does not say.
-
-    Attributes:
-        batch_size: samples in a full batch.
-        last_batch: samples in the last batch, 0 where all are full.
-        drop_last: whether a last batch that is not full is left out.
-        values_per_channel: layer → values per channel in a full batch.
-        last_values_per_channel: the same in the last batch.
-    """
-
-    batch_size: int | None = None
-    last_batch: int | None = None
-    drop_last: bool | None = None
-    values_per_channel: Mapping[str, int] = field(default_factory=dict)
-    last_values_per_channel: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class NotMeasured:
     """A probe that came to nothing, and why.
 
@@ -122,7 +103,7 @@ class Measurements:
         samples: size of the calibration data.
         layers: by full layer name.
         mutated: running buffers that prediction changed, by layer name; None where it was not looked at.
-        companions, gap, training_batches: None where not measured.
+        companions, gap: None where not measured.
         not_measured: probes that failed.
     """
 
@@ -133,5 +114,4 @@ class Measurements:
     mutated: tuple[str, ...] | None = None
     companions: Companions | None = None
     gap: TrainEvalGap | None = None
-    training_batches: TrainingBatches | None = None
     not_measured: tuple[NotMeasured, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from bncheck.core.errors import UserCodeFailed
 from bncheck.core.measurement import Companions
 from bncheck.probe.outputs import are_scores, prediction, top_class
-from bncheck.runtime.batches import Batch, select
+from bncheck.runtime.batches import Batch, Forward, select
 from bncheck.runtime.norm_watch import NormCall, NormWatch, running_means
-
-Forward = Callable[[nn.Module, Batch], object]
 
 _TRIED = 8
 
@@ -77,8 +75,7 @@ class _Trial:
         return prediction(self._forward(self._model, select(self._batch, indices)), len(indices))
 
     def _record(self, call: NormCall) -> None:
-        # One image of N·C channels is an instance norm, and one of weights is weight standardisation.
-        self._by_batch_norm |= call.uses_batch_moments and call.input.shape[0] == self._size > 1
+        self._by_batch_norm |= call.mixes_samples(self._size)
 
 
 def _distance(first: Tensor, second: Tensor) -> float:

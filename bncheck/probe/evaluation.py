@@ -16,10 +16,9 @@ from bncheck.core.moments import population_moments
 from bncheck.probe.input_moments import InputMoments
 from bncheck.probe.outputs import are_scores, prediction, top_class
 from bncheck.runtime.batch_moments import BatchMoments
-from bncheck.runtime.batches import Batch
+from bncheck.runtime.batches import Batch, Forward
 from bncheck.runtime.norm_watch import NormCall, NormWatch, running_means, running_variances
 
-Forward = Callable[[nn.Module, Batch], object]
 Progress = Callable[[int], None]
 """Samples seen so far."""
 
@@ -102,8 +101,7 @@ class _Sweep:
 
     def _record(self, call: NormCall) -> None:
         if call.layer is None:
-            # An instance norm reaches the operator as one image of N·C channels; only batch norms see N images.
-            self._unattributed |= call.uses_batch_moments and call.input.shape[0] == self._size > 1
+            self._unattributed |= call.mixes_samples(self._size)
             return
         seen = self._seen.setdefault(call.layer, _Seen(len(self._seen)))
         seen.calls += 1

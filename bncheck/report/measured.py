@@ -17,13 +17,12 @@ _FULL = 1.0
 _ROWS = 10
 
 
-def measured_lines(subject: Subject, width: int, *, every_layer: bool) -> Iterator[Line]:
+def measured_lines(subject: Subject, width: int) -> Iterator[Line]:
     """Lines for one subject; none where nothing was run.
 
     Args:
         subject: the audited file.
         width: columns.
-        every_layer: whether to list all layers, and not only those that have drifted furthest.
     """
     measured = subject.measurements
     if measured is None:
@@ -38,10 +37,10 @@ def measured_lines(subject: Subject, width: int, *, every_layer: bool) -> Iterat
     if drifts:
         yield from _spark(drifts, width)
         drifted = [drift for drift in drifts if drift.layer.full_name in _complained(subject)]
-        shown = drifts if every_layer else sorted(drifted, key=_size, reverse=True)[:_ROWS]
+        shown = sorted(drifted, key=_size, reverse=True)[:_ROWS]
         yield from _table(sorted(shown, key=lambda drift: drift.order))
         if len(shown) < len(drifted):
-            yield (Span(f"    {len(drifted) - len(shown)} more; --verbose lists every layer", "dim"),)
+            yield (Span(f"    {len(drifted) - len(shown)} more; --format json lists every layer", "dim"),)
 
 
 def _said(measured: Measurements) -> str:

@@ -76,7 +76,7 @@ def _subject(subject: Subject, width: int, *, show_passed: bool) -> Iterator[Lin
     )
     for finding in subject.findings:
         yield from _finding(finding, width)
-    yield from measured_lines(subject, width, every_layer=False)
+    yield from measured_lines(subject, width)
     for part in checkpoint.unread:
         yield from _labelled("unread", f"{printable(part.what)}: {printable(part.reason)}", width, "bold red")
     for remark in checkpoint.remarks:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from bncheck.core.checkpoint import Checkpoint, Packaging, Stage
 from bncheck.core.finding import Severity
-from bncheck.core.layers import NormKind, NormLayer
+from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
@@ -40,7 +40,7 @@ def _runs(checkpoint: Checkpoint, layer: NormLayer) -> bool:
 def _mode_matters(layer: NormLayer) -> bool:
     """A traced graph does not look at the flag."""
     follows_flag = layer.baked_training is None
-    return follows_flag and layer.kind in (NormKind.BATCH, NormKind.SYNC_BATCH) and layer.keeps_running_statistics
+    return follows_flag and layer.depends_on_mode
 
 
 RULE = Rule(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Severity
-from bncheck.core.layers import NormKind, NormLayer
+from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.core.rule import Evidence, Family, Rule, Undecided, Verdict
 
@@ -16,7 +16,7 @@ def check(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], limits: Limits)
     if not checkpoint.packaging.has_graph:
         yield from ((layer, Undecided("the file holds no graph; audit the exported model as well")) for layer in layers)
         return
-    judged = [layer for layer in layers if _mode_matters(layer)]
+    judged = [layer for layer in layers if layer.depends_on_mode]
     baked = [layer for layer in judged if layer.baked_training]
     numbers = {"layers baked in training mode": len(baked), "other layers": len(judged) - len(baked)}
     for layer in judged:
@@ -30,10 +30,6 @@ _MESSAGE = (
     "The graph was made in training mode, which is now a constant in it: predictions depend on the other samples of "
     "the batch, the running moments are never used, and eval() changes nothing."
 )
-
-
-def _mode_matters(layer: NormLayer) -> bool:
-    return layer.kind in (NormKind.BATCH, NormKind.SYNC_BATCH) and layer.keeps_running_statistics
 
 
 RULE = Rule(

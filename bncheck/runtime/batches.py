@@ -202,41 +202,32 @@ def _labels(value: object, size: int, options: DataOptions) -> Tensor | None:
 
 
 def _cut(batch: Batch, size: int) -> Batch:
-    def cut(value: object) -> object:
-        match value:
-            case Tensor() if value.ndim and len(value) == batch.size:
-                return value[:size]
-            case Mapping():
-                return {key: cut(item) for key, item in value.items()}
-            case list() | tuple() if type(value) in (list, tuple):
-                return type(value)(cut(item) for item in value)
-        return value
-
-    inputs = cut(batch.inputs)
-    if not isinstance(inputs, (tuple, Mapping)):
-        raise TypeError("a batch's inputs stay a tuple or a mapping")
-    return Batch(inputs, None if batch.labels is None else batch.labels[:size], size)
+    return _picked(batch, size, lambda tensor: tensor[:size])
 
 
 def select(batch: Batch, indices: Sequence[int]) -> Batch:
     """The batch of some of its samples, in the order given; a sample may come several times."""
     index = torch.tensor(list(indices))
+    return _picked(batch, len(index), lambda tensor: tensor[index.to(tensor.device)])
 
-    def chosen(value: object) -> object:
+
+def _picked(batch: Batch, size: int, pick: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with ``pick`` applied to every tensor that has one entry for each of its samples."""
+
+    def picked(value: object) -> object:
         match value:
             case Tensor() if value.ndim and len(value) == batch.size:
-                return value[index.to(value.device)]
+                return pick(value)
             case Mapping():
-                return {key: chosen(item) for key, item in value.items()}
+                return {key: picked(item) for key, item in value.items()}
             case list() | tuple() if type(value) in (list, tuple):
-                return type(value)(chosen(item) for item in value)
+                return type(value)(picked(item) for item in value)
         return value
 
-    inputs = chosen(batch.inputs)
+    inputs = picked(batch.inputs)
     if not isinstance(inputs, (tuple, Mapping)):
         raise TypeError("a batch's inputs stay a tuple or a mapping")
-    labels = None if batch.labels is None else batch.labels[index.to(batch.labels.device)]
-    return Batch(inputs, labels, len(index))
+    return Batch(inputs, None if batch.labels is None else pick(batch.labels), size)
 
 
 def _read_inputs(path: str) -> Tensor:
@@ -276,7 +267,8 @@ def _only(found: Mapping[str, Tensor], path: str) -> Tensor:
     return found[named or next(iter(found))]
 
 
-ForwardCall = Callable[[torch.nn.Module, Batch], object]
+Forward = Callable[[torch.nn.Module, Batch], object]
+"""Calls a model on a batch; raises ``UserCodeFailed`` where the model does."""
 
 
 def forward(model: torch.nn.Module, batch: Batch) -> object:

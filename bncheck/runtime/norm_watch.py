@@ -33,6 +33,13 @@ class NormCall:
     operator: str
     eps: float
 
+    def mixes_samples(self, size: int) -> bool:
+        """Whether it mixes the samples of a batch of ``size``.
+
+        One image of N·C channels is an instance norm's, and one of weights is weight standardisation.
+        """
+        return self.uses_batch_moments and self.input.shape[0] == size > 1
+
 
 OnCall = Callable[[NormCall], None]
 
