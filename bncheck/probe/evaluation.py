@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from bncheck.core.layers import Float64Array
 from bncheck.core.measurement import LayerMeasurement, TrainEvalGap
 from bncheck.core.moments import population_moments
-from bncheck.probe.input_moments import InputMoments
 from bncheck.probe.outputs import are_scores, prediction, top_class
 from bncheck.runtime.batch_moments import BatchMoments
 from bncheck.runtime.batches import Batch, Forward
+from bncheck.runtime.input_moments import InputMoments
 from bncheck.runtime.norm_watch import NormCall, NormWatch, running_means, running_variances
 
 Progress = Callable[[int], None]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bncheck.core.moments import PopulationMoments, drift, population_moments
-from bncheck.probe.input_moments import InputMoments
+from bncheck.runtime.input_moments import InputMoments
 
 
 def _moments(batches: list[torch.Tensor]) -> PopulationMoments:
