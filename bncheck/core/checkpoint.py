@@ -6,7 +6,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bncheck.core.layers import NormLayer
+from bncheck.core.layers import NormKind, NormLayer
+from bncheck.core.places import LocalFile, StoragePlace
 
 
 class FileFormat(enum.Enum):
@@ -20,6 +21,8 @@ class FileFormat(enum.Enum):
     TORCHSCRIPT = "torchscript"
     PT2 = "pt2"
     SAFETENSORS = "safetensors"
+    IN_MEMORY = "in-memory"
+    """A module of the running process, and no file."""
 
 
 class Packaging(enum.Enum):
@@ -73,6 +76,26 @@ class TensorRef:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredMoments:
+    """Where a file keeps a layer's running moments, so that others can be written there.
+
+    Attributes:
+        tensors: ``running_mean``, ``running_var`` and, where there is one, ``num_batches_tracked``.
+        places: where their storages lie, by key.
+    """
+
+    tensors: Mapping[str, TensorRef]
+    places: Mapping[str, StoragePlace]
+
+
+@dataclass(frozen=True, slots=True)
+class Unwritable:
+    """Why other moments cannot be written in place of a layer's; said of ``it``, the file."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingFacts:
     """What a file says of its training; each fact with the key it was found under.
 
@@ -104,6 +127,10 @@ class Checkpoint:
         stage: inferred from what the file holds.
         layers: every normalisation layer, in the file's order.
         tensors: every named tensor of the models in the file, in the file's order.
+        networks: group → tensors of that copy of the network, by the names its bare module gives them.
+        shards: names of the files beside it that hold its tensors; none where it holds them itself.
+        moments: where the running moments lie, by a layer's full name; of layers that have any.
+        file: what was read; None where it lies on no disk of this machine.
         training: what the file says of its training.
         unread: parts that may matter to a verdict and could not be read; a file with any is never clean.
         remarks: oddities that change no verdict.
@@ -115,6 +142,15 @@ class Checkpoint:
     stage: Stage
     layers: tuple[NormLayer, ...]
     tensors: Mapping[str, TensorRef] = field(default_factory=dict)
+    networks: Mapping[str, Mapping[str, TensorRef]] = field(default_factory=dict)
+    shards: tuple[str, ...] = ()
+    moments: Mapping[str, StoredMoments | Unwritable] = field(default_factory=dict)
+    file: LocalFile | None = None
     training: TrainingFacts = TrainingFacts()
     unread: tuple[Unread, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    def frozen_layers(self, group: str) -> frozenset[str]:
+        """Names of the layers of one copy of the network that no training changes, by their class."""
+        layers = (layer for layer in self.layers if layer.group == group)
+        return frozenset(layer.name for layer in layers if layer.kind is NormKind.FROZEN_BATCH)

@@ -6,6 +6,10 @@ from __future__ import annotations
 _LONGEST = 900
 
 
+class Interrupted(SystemExit):
+    """Ctrl-C on its way to the shell, to be told from a user's own ``sys.exit``."""
+
+
 class BncheckError(Exception):
     """Base of all errors a user may see: the message says what, where, and what to do.
 
@@ -81,6 +85,24 @@ class UserCodeFailed(BncheckError):
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.detail = detail
+
+
+class OutOfMemory(BncheckError):
+    """The device, or the machine, has no memory for what the model needs."""
+
+    kind = "out-of-memory"
+
+
+class CannotPatch(BncheckError):
+    """New moments cannot be written in place of those a file holds."""
+
+    kind = "cannot-patch"
+
+
+class CannotWrite(BncheckError):
+    """The output cannot be written where it is to go."""
+
+    kind = "cannot-write"
 
 
 class TraceLeft(BncheckError):

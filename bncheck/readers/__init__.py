@@ -41,7 +41,7 @@ def read(path: str, limits: Limits = DEFAULT_LIMITS, vouched: frozenset[str] = _
         checkpoint = _read_opened(source, path, limits, vouched)
     if scheme_of(path) is None:
         checkpoint = with_config(checkpoint, local_path(path), limits)
-    return replace(checkpoint, remarks=(*checkpoint.remarks, *source.remarks))
+    return replace(checkpoint, file=source.file, remarks=(*checkpoint.remarks, *source.remarks))
 
 
 def open_source(path: str, limits: Limits) -> OpenedSource:

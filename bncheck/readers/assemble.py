@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from bncheck.core.checkpoint import TensorRef, Unread
+from bncheck.core.checkpoint import StoredMoments, TensorRef, Unread, Unwritable
 from bncheck.core.errors import UnreadableFile
 from bncheck.core.layers import Averaging, Float64Array, Momentum, NormKind, NormLayer, family_of
+from bncheck.core.module_facts import ModuleFacts
+from bncheck.core.places import StoragePlace
 from bncheck.readers.conventions import is_shard
-from bncheck.readers.networks import ModuleFacts
 from bncheck.readers.norm_classes import is_of_torch, kind_of
 from bncheck.readers.pickle_records import Inert
+from bncheck.readers.tensors import Arrays
 
 # torch.nn.modules.batchnorm._NormBase._version: since 2 its state dict holds num_batches_tracked. Other modules whose
 # state is one weight and one bias (LayerNorm, GroupNorm) are at 1.
@@ -54,27 +56,19 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The layers of one network, and what of them could not be read."""
+    """The layers of one network, what of them could not be read, and where their moments lie, by full name."""
 
     layers: tuple[NormLayer, ...]
     unread: tuple[Unread, ...]
+    moments: Mapping[str, StoredMoments | Unwritable]
 
 
-Load = Callable[[TensorRef], Float64Array]
-Announce = Callable[[Iterable[TensorRef]], None]
-
-
-def _fetch_alone(tensors: Iterable[TensorRef]) -> None:
-    """For tensors that cannot be fetched together."""
-
-
-def assemble(statement: Statement, load: Load, announce: Announce = _fetch_alone) -> Assembled:
+def assemble(statement: Statement, arrays: Arrays) -> Assembled:
     """Read a network's normalisation layers.
 
     Args:
         statement: the network.
-        load: reads one tensor's values.
-        announce: told beforehand which tensors will be loaded, so that their bytes may be fetched together.
+        arrays: reads the tensors' values.
     """
     by_layer: dict[str, dict[str, TensorRef | str]] = {}
     everything: Mapping[str, TensorRef | str] = {**statement.tensors, **statement.opaque}
@@ -89,7 +83,7 @@ def assemble(statement: Statement, load: Load, announce: Announce = _fetch_alone
             (name, _state_dict_kind(name, leaves, siblings, statement.versions)) for name, leaves in by_layer.items()
         ]
     followed = _after_bias(by_layer, statement.modules) if statement.in_order else {}
-    announce(
+    arrays.announce(
         tensor
         for name, kind in names
         if kind is not None
@@ -98,18 +92,21 @@ def assemble(statement: Statement, load: Load, announce: Announce = _fetch_alone
     )
     layers: list[NormLayer] = []
     unread: list[Unread] = []
+    moments: dict[str, StoredMoments | Unwritable] = {}
     for name, kind in names:
         if kind is not None:
             facts = None if statement.modules is None else statement.modules[name]
             leaves = by_layer.get(name, {})
-            values, failed = _load_all(name, leaves, load)
+            values, failed = _load_all(name, leaves, arrays)
+            failed += _drop_unequal(name, values)
             unread.extend(failed)
-            unread.extend(_drop_unequal(name, values))
             references = {leaf: tensor for leaf, tensor in leaves.items() if isinstance(tensor, TensorRef)}
             hidden = statement.flattened or ("weight" in leaves and "weight" not in values)
             layer = _layer(name, kind, statement.group, references, values, facts, followed.get(name), hidden)
             layers.append(_called(layer, statement.calls.get(name)))
-    return Assembled(tuple(layers), tuple(unread))
+            if not leaves.keys().isdisjoint(_STATISTICS):
+                moments[layer.full_name] = _where(references, values, failed, arrays)
+    return Assembled(tuple(layers), tuple(unread), moments)
 
 
 def _module_kind(facts: ModuleFacts) -> NormKind | None:
@@ -191,7 +188,7 @@ _PLACEHOLDERS = ("torch.nn.parameter.UninitializedBuffer", "torch.nn.parameter.U
 
 
 def _load_all(
-    name: str, leaves: Mapping[str, TensorRef | str], load: Load
+    name: str, leaves: Mapping[str, TensorRef | str], arrays: Arrays
 ) -> tuple[dict[str, Float64Array], list[Unread]]:
     values: dict[str, Float64Array] = {}
     failed: list[Unread] = []
@@ -200,13 +197,34 @@ def _load_all(
         match leaves.get(leaf):
             case TensorRef() as tensor:
                 try:
-                    values[leaf] = load(tensor)
+                    values[leaf] = arrays.load(tensor)
                 except UnreadableFile as error:
                     failed.append(Unread(full, str(error)))
             # Of shards the file's own entry of what was not read tells.
             case str(maker) if maker not in _PLACEHOLDERS and not is_shard(maker):
                 failed.append(Unread(full, f"its numbers are not stored as they are (it is made by {maker})"))
     return values, failed
+
+
+def _where(
+    references: Mapping[str, TensorRef],
+    values: Mapping[str, Float64Array],
+    failed: Iterable[Unread],
+    arrays: Arrays,
+) -> StoredMoments | Unwritable:
+    """Where a layer's moments lie; what could not be read cannot be written either."""
+    for entry in failed:
+        if entry.what.rpartition(".")[2] in _BUFFERS:
+            return Unwritable(f"{entry.what} was not read: {entry.reason}")
+    for leaf in _STATISTICS:
+        if leaf not in values:
+            return Unwritable(f"it holds no numbers for {leaf}")
+    tensors = {leaf: tensor for leaf, tensor in references.items() if leaf in _BUFFERS}
+    places: dict[str, StoragePlace] = {}
+    for tensor in tensors.values():
+        if tensor.storage not in places and all(tensor.shape):
+            places[tensor.storage] = arrays.place(tensor)
+    return StoredMoments(tensors, places)
 
 
 def _drop_unequal(name: str, values: dict[str, Float64Array]) -> list[Unread]:

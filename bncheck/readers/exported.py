@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bncheck.core.checkpoint import Checkpoint, FileFormat, Packaging, Stage, TensorRef, Unread
+from bncheck.core.checkpoint import (
+    Checkpoint,
+    FileFormat,
+    Packaging,
+    Stage,
+    StoredMoments,
+    TensorRef,
+    Unread,
+    Unwritable,
+)
 from bncheck.core.errors import UnreadableFile
 from bncheck.core.layers import NormKind, NormLayer
 from bncheck.core.limits import Limits
+from bncheck.core.module_facts import ModuleFacts
 from bncheck.readers.assemble import GraphCall, Statement, assemble
 from bncheck.readers.conventions import group_of
 from bncheck.readers.exported_archive import ExportedArchive, ExportedModel
 from bncheck.readers.exported_graph import ROLES, ExportedGraph, NormCall, read_graph
 from bncheck.readers.exported_tensors import UNKNOWN_NUMEL
-from bncheck.readers.networks import ModuleFacts
 from bncheck.readers.norm_classes import kind_of
 from bncheck.readers.zip_directory import ZipDirectory
 
 _MOMENTS = ROLES[:2]
+_COMPILED = Unwritable(
+    "it also holds compiled code, whose own moments would stay as they are; export the model again and write there"
+)
 _TORCH_NORMS = ("torch.nn.modules.batchnorm.", "torch.nn.modules.instancenorm.")
 _Owner = tuple[str | None, ...]
 """Names of the tensors that a layer is called with, by role."""
@@ -43,6 +55,7 @@ def read_exported(archive: ZipDirectory, path: str, limits: Limits, vouched: fro
     contents = ExportedArchive(archive, limits, vouched)
     layers: list[NormLayer] = []
     tensors: dict[str, TensorRef] = {}
+    moments: dict[str, StoredMoments | Unwritable] = {}
     unread = [
         Unread(name, "compiled code, in which batch norm cannot be seen; audit the exported program it was made from")
         for name in contents.compiled
@@ -54,8 +67,9 @@ def read_exported(archive: ZipDirectory, path: str, limits: Limits, vouched: fro
         group = model.name if group in groups else group
         groups.add(group)
         called = _CalledLayers(model, graph, group)
-        assembled = assemble(called.statement, contents.arrays.load, contents.arrays.announce)
+        assembled = assemble(called.statement, contents.arrays)
         layers.extend(assembled.layers)
+        moments.update(dict.fromkeys(assembled.moments, _COMPILED) if contents.compiled else assembled.moments)
         unread.extend((*assembled.unread, *called.unread))
         prefix = f"{model.name}." if len(contents.models) > 1 else ""
         tensors.update((f"{prefix}{name}", tensor) for name, tensor in model.tensors.items())
@@ -66,6 +80,7 @@ def read_exported(archive: ZipDirectory, path: str, limits: Limits, vouched: fro
         stage=Stage.RELEASE,
         layers=tuple(layers),
         tensors=tensors,
+        moments=moments,
         unread=tuple(unread),
         remarks=contents.remarks(),
     )

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from bncheck.core.checkpoint import TensorRef
 from bncheck.core.errors import UnreadableFile, UnsafeFile, UnsupportedFile
 from bncheck.core.limits import Limits
+from bncheck.core.places import StoragePlace
 from bncheck.readers.exported_json import entries, flag, text
 from bncheck.readers.exported_tensors import stored_tensor
 from bncheck.readers.networks import search
@@ -114,11 +115,11 @@ class ExportedArchive:
         self._trust = torch_trust(limits, vouched)
         self._folder = _folder(archive)
         self._nested: dict[str, _Nested] = {}
-        self._inner: dict[str, tuple[ZipDirectory, str]] = {}
+        self._inner: dict[str, tuple[_Nested, str]] = {}
         self._formats: dict[str, str] = {}
         self._tensors = 0
         self._refuse_big_endian()
-        self.arrays = ArrayReader(self._read_range, limits, self._announce)
+        self.arrays = ArrayReader(self._read_range, self._place, limits, self._announce)
         self.compiled = self._compiled_models()
         packaged = [name for name in archive.members if name.startswith(f"{self._folder}{_MODELS}")]
         if _FLAT_PROGRAM in archive.members and (packaged or f"{self._folder}archive_format" in archive.members):
@@ -294,20 +295,33 @@ class ExportedArchive:
     def _inside(self, file: _Nested, name: str, tensor: PickledTensor) -> TensorRef:
         reference = file.contents.reference_in("data")(name, tensor)
         storage = f"{file.member}/{reference.storage}"
-        self._inner[storage] = file.archive, f"{file.prefix}{reference.storage}"
+        self._inner[storage] = file, reference.storage
         return replace(reference, storage=storage)
 
     # --- bytes -----------------------------------------------------------------------------------
 
+    def _member(self, storage: str) -> tuple[ZipDirectory, str]:
+        """The archive that holds a storage, and its name there."""
+        nested = self._inner.get(storage)
+        return (self._zip, storage) if nested is None else (nested[0].archive, f"{nested[0].prefix}{nested[1]}")
+
+    def _place(self, storage: str) -> StoragePlace:
+        nested = self._inner.get(storage)
+        if nested is None:
+            return self._zip.place(storage)
+        file, inside = nested
+        place = file.contents.place(inside)
+        return replace(place, inside=(*place.inside, *self._zip.place(file.member).inside))
+
     def _read_range(self, storage: str, start: int, length: int) -> bytes:
-        archive, member = self._inner.get(storage, (self._zip, storage))
+        archive, member = self._member(storage)
         if member in archive.members and not archive.members[member].size:
             raise UnreadableFile("its numbers are not in the file: the model was exported without them")
         return archive.read_range(member, start, length)
 
     def _announce(self, ranges: Sequence[StorageRange]) -> None:
         for storage, start, length in ranges:
-            archive, member = self._inner.get(storage, (self._zip, storage))
+            archive, member = self._member(storage)
             archive.announce([(member, start, length)])
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from bncheck.core.checkpoint import TensorRef
 from bncheck.core.errors import UnreadableFile
 from bncheck.core.limits import Limits
+from bncheck.core.number_formats import DTYPES
 from bncheck.readers.exported_json import entries, items, number, variant
 from bncheck.readers.pickle_records import PickledStorage
 from bncheck.readers.strict_json import JsonObject
 from bncheck.readers.tensor_records import strided_view
-from bncheck.readers.tensors import DTYPES
 
 # ScalarType of torch/_export/serde/schema.py, https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_export/serde/schema.py
 SCALAR_TYPES: Mapping[int, str] = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bncheck.core.errors import UnreadableFile
 from bncheck.core.limits import Limits
+from bncheck.core.module_facts import ModuleFacts
 from bncheck.readers.pickle_records import GlobalRef, IdentityKey, Inert, PickledDict, PickledTensor
 
 Path = tuple[str, ...]
@@ -19,16 +20,6 @@ _WRAPPER_SUBCLASS = "torch._utils._rebuild_wrapper_subclass"
 # A parameter as PyTorch wrote it before 0.4: a call of its class on the tensor.
 _PARAMETER = "torch.nn.parameter.Parameter"
 _OPTIMIZER_KEYS = frozenset({"state", "param_groups"})
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleFacts:
-    """What a pickled ``nn.Module`` says of itself beside its tensors."""
-
-    class_path: str
-    attributes: Mapping[object, object]
-    tensors: Mapping[object, object]
-    """Parameters and buffers, whatever they are; None where a layer was built without one."""
 
 
 @dataclass(slots=True)

@@ -97,6 +97,8 @@ class _PickledCheckpoint:
             stage=Stage.RELEASE if training.optimizer is None else Stage.TRAINING,
             layers=read.layers,
             tensors={tensor.name: tensor for network in networks for tensor in network.tensors.values()},
+            moments=read.moments,
+            networks=read.networks,
             training=training,
             unread=read.unread,
             remarks=read.remarks,

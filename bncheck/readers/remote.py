@@ -215,6 +215,8 @@ class RemoteSource:
     """
 
     small_reads_are_cheap = False
+    start = 0
+    file = None
 
     def __init__(self, url: str, limits: Limits) -> None:
         self._limits = limits

@@ -11,6 +11,7 @@ from math import prod
 from bncheck.core.checkpoint import Checkpoint, FileFormat, Packaging, Stage, TensorRef
 from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
+from bncheck.core.places import StoragePlace
 from bncheck.readers.source import Source
 from bncheck.readers.statements import NamedTensors, layers_of
 from bncheck.readers.strict_json import json_object
@@ -59,6 +60,8 @@ def read_safetensors(source: Source, path: str, limits: Limits) -> Checkpoint:
         stage=Stage.RELEASE,
         layers=read.layers,
         tensors=tensors,
+        moments=read.moments,
+        networks=read.networks,
         unread=read.unread,
         remarks=read.remarks,
     )
@@ -76,8 +79,10 @@ def stored_tensors(source: Source, limits: Limits) -> tuple[dict[str, TensorRef]
     }
     _refuse_gaps(tensors, source.size - start)
     offsets = {name: begin for name, (begin, _, _) in tensors.items()}
+    sizes = {name: end - begin for name, (begin, end, _) in tensors.items()}
     arrays = ArrayReader(
         lambda key, first, length: source.read_at(start + offsets[key] + first, length),
+        lambda key: StoragePlace(source.start + start + offsets[key], sizes[key]),
         limits,
         lambda ranges: source.prefetch([(start + offsets[key] + first, length) for key, first, length in ranges]),
     )

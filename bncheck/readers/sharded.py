@@ -12,16 +12,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import prod
 
-from bncheck.core.checkpoint import Checkpoint, FileFormat, Packaging, Stage, TensorRef
+from bncheck.core.checkpoint import Checkpoint, FileFormat, Packaging, Stage, TensorRef, Unwritable
 from bncheck.core.errors import BncheckError, UnreadableFile, UnsafeFile, UnsupportedFile
 from bncheck.core.layers import Float64Array
 from bncheck.core.limits import Limits
+from bncheck.core.places import StoragePlace
 from bncheck.readers.pickled import networks_of
 from bncheck.readers.safetensors import natural_order, stored_tensors
 from bncheck.readers.sniff import Container, sniff
 from bncheck.readers.source import FileSource, OpenedSource, Source
-from bncheck.readers.statements import Arrays, NamedTensors, layers_of
+from bncheck.readers.statements import NamedTensors, layers_of
 from bncheck.readers.strict_json import json_object
+from bncheck.readers.tensors import Arrays
 from bncheck.readers.torch_archive import pickle_prefix
 from bncheck.readers.torch_zip import torch_zip_contents
 from bncheck.readers.zip_directory import ZipDirectory
@@ -30,6 +32,9 @@ OpenBeside = Callable[[str], OpenedSource]
 """Opens the file of that name in the index's folder."""
 
 _FLOAT64 = 8
+_SPREAD = Unwritable(
+    "it is spread over several files; save the model as one (save_pretrained(FOLDER, max_shard_size='1TB'))"
+)
 # A name with one of these could lead elsewhere; a colon names a drive, or a stream of a file, on Windows.
 _ELSEWHERE = frozenset("/\\:\0")
 # Brackets in an index: one object around all, one of metadata and one of tensors.
@@ -133,6 +138,9 @@ def read_sharded(
         stage=Stage.RELEASE,
         layers=read.layers,
         tensors=tensors,
+        networks=read.networks,
+        shards=index.shards,
+        moments=dict.fromkeys(read.moments, _SPREAD),
         unread=read.unread,
         remarks=(*read.remarks, *remarks),
     )
@@ -238,6 +246,11 @@ class _ShardedArrays:
             raise UnreadableFile(f"its batch-norm tensors take more than {self._budget} bytes")
         shard, inside = _split(tensor)
         return self._arrays[shard].load(inside)
+
+    def place(self, tensor: TensorRef) -> StoragePlace:
+        """Where the tensor's storage lies in its shard."""
+        shard, inside = _split(tensor)
+        return self._arrays[shard].place(inside)
 
     def announce(self, tensors: Iterable[TensorRef]) -> None:
         """Tell each shard which of its tensors will be loaded."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from bncheck.core.checkpoint import TensorRef, Unread
-from bncheck.core.layers import Float64Array, NormLayer
+from bncheck.core.checkpoint import StoredMoments, TensorRef, Unread, Unwritable
+from bncheck.core.layers import NormLayer
+from bncheck.core.module_facts import ModuleFacts
 from bncheck.readers.assemble import Statement, assemble
 from bncheck.readers.conventions import (
     Part,
@@ -18,25 +19,9 @@ from bncheck.readers.conventions import (
     network_prefixes,
     parts_of,
 )
-from bncheck.readers.networks import ModuleFacts
+from bncheck.readers.tensors import Arrays
 
 _T = TypeVar("_T")
-
-
-class Arrays(Protocol):
-    """What reads tensors' values; see ``ArrayReader``."""
-
-    def load(self, tensor: TensorRef) -> Float64Array:
-        """The tensor's values, of its own shape.
-
-        Raises:
-            UnreadableFile: they cannot be read.
-        """
-        ...
-
-    def announce(self, tensors: Iterable[TensorRef]) -> None:
-        """Tell which tensors will be loaded."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +47,13 @@ class NamedTensors:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The layers of all networks in a file, what of them could not be read, and what is odd about them."""
+    """The layers of all networks in a file, where their moments lie, what could not be read, and what is odd."""
 
     layers: tuple[NormLayer, ...]
+    moments: Mapping[str, StoredMoments | Unwritable]
     unread: tuple[Unread, ...]
     remarks: tuple[str, ...]
+    networks: Mapping[str, Mapping[str, TensorRef]]
 
 
 def layers_of(networks: Sequence[NamedTensors], arrays: Arrays, keys: Set[str] = frozenset()) -> Layers:
@@ -78,19 +65,24 @@ def layers_of(networks: Sequence[NamedTensors], arrays: Arrays, keys: Set[str] =
         keys: all keys at the top of the checkpoint; some writers are told by them.
     """
     layers: list[NormLayer] = []
+    moments: dict[str, StoredMoments | Unwritable] = {}
     unread: list[Unread] = []
     groups: set[str] = set()
     holders: list[tuple[str, frozenset[str]]] = []
+    parts: dict[str, Mapping[str, TensorRef]] = {}
     for network in networks:
         unread.extend(_not_gathered(network))
         for statement in _statements(network, keys, groups):
-            assembled = assemble(statement, arrays.load, arrays.announce)
+            assembled = assemble(statement, arrays)
             if assembled.layers:
                 groups.add(statement.group)
             layers.extend(assembled.layers)
+            moments.update(assembled.moments)
             unread.extend(assembled.unread)
             holders.append((statement.group, _holders(statement)))
-    return Layers(tuple(layers), tuple(unread), tuple(_copies_of_parameters(layers, holders)))
+            if assembled.layers or statement.group not in parts:
+                parts[statement.group] = statement.tensors
+    return Layers(tuple(layers), moments, tuple(unread), tuple(_copies_of_parameters(layers, holders)), parts)
 
 
 def _statements(network: NamedTensors, keys: Set[str], groups: Set[str]) -> Iterator[Statement]:

@@ -10,8 +10,8 @@ from typing import TypeGuard
 
 from bncheck.core.errors import UnreadableFile
 from bncheck.core.limits import Limits
+from bncheck.core.number_formats import DTYPES
 from bncheck.readers.pickle_records import GlobalRef, Inert, PickledStorage, PickledTensor
-from bncheck.readers.tensors import DTYPES
 
 # torch.<X>Storage → number format (torch/storage.py, _dtype_to_storage_type_map).
 _STORAGE_DTYPES: Mapping[str, str] = {

@@ -1,10 +1,10 @@
-"""Number formats, and bytes → float64 arrays."""
+"""Bytes → float64 arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,41 +13,8 @@ from bncheck.core.checkpoint import TensorRef
 from bncheck.core.errors import UnreadableFile
 from bncheck.core.layers import Float64Array
 from bncheck.core.limits import Limits
-
-
-@dataclass(frozen=True, slots=True)
-class NumberFormat:
-    """How one element is stored: bytes, and numpy's name where numpy has the format."""
-
-    width: int
-    numpy_kind: str | None = None
-
-
-DTYPES: Mapping[str, NumberFormat] = {
-    "float64": NumberFormat(8, "f8"),
-    "float32": NumberFormat(4, "f4"),
-    "float16": NumberFormat(2, "f2"),
-    "bfloat16": NumberFormat(2, "u2"),
-    "int64": NumberFormat(8, "i8"),
-    "int32": NumberFormat(4, "i4"),
-    "int16": NumberFormat(2, "i2"),
-    "int8": NumberFormat(1, "i1"),
-    "uint64": NumberFormat(8, "u8"),
-    "uint32": NumberFormat(4, "u4"),
-    "uint16": NumberFormat(2, "u2"),
-    "uint8": NumberFormat(1, "u1"),
-    "bool": NumberFormat(1, "u1"),
-    "complex64": NumberFormat(8),
-    "complex128": NumberFormat(16),
-    "float8_e4m3fn": NumberFormat(1),
-    "float8_e4m3fnuz": NumberFormat(1),
-    "float8_e5m2": NumberFormat(1),
-    "float8_e5m2fnuz": NumberFormat(1),
-    "float8_e8m0fnu": NumberFormat(1),
-    "quint8": NumberFormat(1),
-    "qint8": NumberFormat(1),
-    "qint32": NumberFormat(4),
-}
+from bncheck.core.number_formats import DTYPES
+from bncheck.core.places import StoragePlace
 
 # A view that covers at least this share of its span is read in one piece; a short span always is.
 _DENSE_ENOUGH = 8
@@ -59,6 +26,8 @@ ReadRange = Callable[[str, int, int], bytes]
 """(storage key, first byte, length) → bytes."""
 StorageRange = tuple[str, int, int]
 """(storage key, first byte, length)."""
+Place = Callable[[str], StoragePlace]
+"""Storage key → where its bytes lie."""
 Announce = Callable[[Sequence[StorageRange]], None]
 """Told which ranges will be read."""
 
@@ -67,17 +36,43 @@ def _nobody_asks(ranges: Sequence[StorageRange]) -> None:
     """For storages that cannot be fetched together."""
 
 
+class Arrays(Protocol):
+    """What reads tensors' values; see ``ArrayReader``."""
+
+    def load(self, tensor: TensorRef) -> Float64Array:
+        """The tensor's values, of its own shape.
+
+        Raises:
+            UnreadableFile: they cannot be read.
+        """
+        ...
+
+    def announce(self, tensors: Iterable[TensorRef]) -> None:
+        """Tell which tensors will be loaded."""
+        ...
+
+    def place(self, tensor: TensorRef) -> StoragePlace:
+        """Where the storage of a tensor that was loaded lies.
+
+        Raises:
+            UnreadableFile: that cannot be told.
+        """
+        ...
+
+
 class ArrayReader:
     """Loads small tensors as float64, within the file's budget of statistics bytes.
 
     Args:
         read_range: reads bytes of a storage.
+        place: tells where a storage lies.
         limits: bounds.
         announce: told beforehand which ranges will be read, so that they may be fetched together.
     """
 
-    def __init__(self, read_range: ReadRange, limits: Limits, announce: Announce = _nobody_asks) -> None:
+    def __init__(self, read_range: ReadRange, place: Place, limits: Limits, announce: Announce = _nobody_asks) -> None:
         self._read_range = read_range
+        self._place = place
         self._announce = announce
         self._limits = limits
         self._left = limits.statistics_bytes
@@ -103,6 +98,14 @@ class ArrayReader:
             raise UnreadableFile(f"its batch-norm tensors take more than {self._limits.statistics_bytes} bytes")
         with np.errstate(invalid="ignore"):
             return self._values(tensor, tensor.shape, tensor.strides, tensor.storage_offset).astype(np.float64)
+
+    def place(self, tensor: TensorRef) -> StoragePlace:
+        """Where the storage of a tensor that was loaded lies.
+
+        Raises:
+            UnreadableFile: it is not in the file.
+        """
+        return self._place(tensor.storage)
 
     def _piece(self, tensor: TensorRef) -> Iterator[StorageRange]:
         """The range that a tensor is read in, if it is one."""

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from bncheck.core.checkpoint import TensorRef
 from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
+from bncheck.core.number_formats import DTYPES
+from bncheck.core.places import StoragePlace
 from bncheck.readers.pickle_machine import Trust, interpret
 from bncheck.readers.pickle_records import PickledTensor
 from bncheck.readers.tensor_records import persistent_storage
-from bncheck.readers.tensors import DTYPES, ArrayReader, StorageRange
+from bncheck.readers.tensors import ArrayReader, StorageRange
 from bncheck.readers.zip_directory import ZipDirectory
 
 
@@ -53,7 +55,7 @@ class TorchArchive:
         self._limits = limits
         self._announce_whole("data.pkl", "byteorder")
         self._big_endian = self._is_big_endian()
-        self.arrays = ArrayReader(self._read_storage, limits, self._announce_storages)
+        self.arrays = ArrayReader(self._read_storage, self.place, limits, self._announce_storages)
 
     def unpickle(self, name: str, trust: Trust) -> object:
         """The records of the pickle ``name``.
@@ -70,6 +72,14 @@ class TorchArchive:
     def reference_in(self, folder: str) -> Callable[[str, PickledTensor], TensorRef]:
         """How tensors of a pickle become references, where their storages lie in ``folder``: ``data`` for data.pkl."""
         return lambda name, tensor: self._reference(f"{folder}/{tensor.storage.key}", name, tensor)
+
+    def place(self, storage: str) -> StoragePlace:
+        """Where a storage lies, by the key that references have.
+
+        Raises:
+            UnreadableFile: it is not in the archive.
+        """
+        return self._zip.place(f"{self._prefix}{storage}")
 
     def _is_big_endian(self) -> bool:
         name = f"{self._prefix}byteorder"

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from bncheck.core.checkpoint import Checkpoint, FileFormat, TensorRef
 from bncheck.core.errors import UnreadableFile, UnsafeFile, UnsupportedFile
 from bncheck.core.limits import Limits
+from bncheck.core.number_formats import DTYPES
+from bncheck.core.places import StoragePlace
 from bncheck.readers.pickle_calls import PLAIN_TRUST, torch_trust
 from bncheck.readers.pickle_machine import interpret_first
 from bncheck.readers.pickle_records import GlobalRef, PickledStorage, PickledTensor
 from bncheck.readers.pickled import PickledContainer, checkpoint_of
 from bncheck.readers.source import Source
 from bncheck.readers.tensor_records import storage_of
-from bncheck.readers.tensors import DTYPES, ArrayReader
+from bncheck.readers.tensors import ArrayReader
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
@@ -58,7 +60,7 @@ def read_torch_legacy(source: Source, path: str, limits: Limits, vouched: frozen
     keys, end = _read_keys(source, end, named, limits)
     storages = named.placed(source, keys, end)
     container = PickledContainer(
-        path, FileFormat.TORCH_LEGACY, storages.reference, ArrayReader(storages.read_range, limits)
+        path, FileFormat.TORCH_LEGACY, storages.reference, ArrayReader(storages.read_range, storages.place, limits)
     )
     return checkpoint_of(root, container, limits)
 
@@ -127,6 +129,15 @@ class PlacedStorages:
         if start < 0 or length < 0 or start + length > placed.size:
             raise UnreadableFile(f"storage {key[:80]!r} has {placed.size} bytes and {start + length} are needed")
         return self._source.read_at(placed.start + start, length)
+
+    def place(self, key: str) -> StoragePlace:
+        """Where a storage lies.
+
+        Raises:
+            UnreadableFile: it is not in the file.
+        """
+        placed = self._root(key)
+        return StoragePlace(self._source.start + placed.start, placed.size)
 
     def reference(self, name: str, tensor: PickledTensor) -> TensorRef:
         """Where a tensor's bytes lie; a tensor of a view is told as one of the storage behind it.

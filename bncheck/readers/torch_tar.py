@@ -66,7 +66,7 @@ def read_torch_tar(source: Source, path: str, limits: Limits, vouched: frozenset
     trust = torch_trust(limits, vouched)
     root = interpret(pickled.read_at(0, pickled.size), trust, contents.persistent_load, limits)
     container = PickledContainer(
-        path, FileFormat.TORCH_TAR, storages.reference, ArrayReader(storages.read_range, limits)
+        path, FileFormat.TORCH_TAR, storages.reference, ArrayReader(storages.read_range, storages.place, limits)
     )
     return checkpoint_of(root, container, limits)
 

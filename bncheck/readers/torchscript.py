@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from bncheck.core.checkpoint import Checkpoint, FileFormat, Packaging, Stage, Unread
+from bncheck.core.checkpoint import (
+    Checkpoint,
+    FileFormat,
+    Packaging,
+    Stage,
+    StoredMoments,
+    Unread,
+    Unwritable,
+)
 from bncheck.core.errors import NoModel, UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
+from bncheck.core.module_facts import ModuleFacts
 from bncheck.readers.assemble import GraphCall, Statement, assemble
-from bncheck.readers.networks import ModuleFacts
 from bncheck.readers.pickle_calls import torchscript_trust
 from bncheck.readers.pickle_records import GlobalRef, Inert, PickledTensor
 from bncheck.readers.torch_archive import TorchArchive
@@ -39,6 +48,8 @@ from bncheck.readers.torchscript_values import (
 from bncheck.readers.zip_directory import ZipDirectory
 
 _MEAN, _VARIANCE = "running_mean", "running_var"
+_CONSTANTS = "CONSTANTS."
+_CONSTANT = re.compile(r"\bCONSTANTS\.c\d+")
 _Tensor = TypeVar("_Tensor")
 
 
@@ -77,7 +88,7 @@ def read_torchscript(archive: ZipDirectory, prefix: str, path: str, limits: Limi
         layers.facts,
         calls=layers.calls,
     )
-    assembled = assemble(statement, contents.arrays.load, contents.arrays.announce)
+    assembled = assemble(statement, contents.arrays)
     return Checkpoint(
         path=path,
         format=FileFormat.TORCHSCRIPT,
@@ -85,9 +96,33 @@ def read_torchscript(archive: ZipDirectory, prefix: str, path: str, limits: Limi
         stage=Stage.RELEASE,
         layers=assembled.layers,
         tensors=tensors,
+        moments={name: _of_one_use(moments, code) for name, moments in assembled.moments.items()},
         unread=(*assembled.unread, *layers.unread),
         remarks=archive.remarks(),
     )
+
+
+def _of_one_use(moments: StoredMoments | Unwritable, code: _Code) -> StoredMoments | Unwritable:
+    """Moments that code alone names are written only where nothing else uses them.
+
+    The writer of an archive makes one of all constants that are equal, so that a variance may be another layer's, too,
+    or its scale: ``PythonPrintImpl::getOrAddConstant`` in
+    https://github.com/pytorch/pytorch/blob/v2.13.0/torch/csrc/jit/serialization/python_print.cpp
+    """
+    if isinstance(moments, Unwritable):
+        return moments
+    for leaf, tensor in moments.tensors.items():
+        if tensor.name.startswith(_CONSTANTS):
+            try:
+                uses = code.uses_of(tensor.name)
+            except UnreadableFile as error:
+                return Unwritable(f"its code cannot be searched for other uses of the {leaf}: {error}")
+            if uses > 1:
+                return Unwritable(
+                    f"the {leaf} is a constant that its code uses in {uses} places, as after torch.jit.freeze; write"
+                    " to the model it was made from, and freeze that again"
+                )
+    return moments
 
 
 def _renamed(aliases: Mapping[str, str], tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor]:
@@ -138,6 +173,7 @@ class _Code:
         self._left = limits.code_bytes
         self._files: dict[str, CodeFile | None] = {}
         self._mentions_norms = False
+        self._constants: Counter[str] = Counter()
 
     def class_at(self, path: str) -> ClassCode | None:
         """A class by its qualified name; None where the archive has none."""
@@ -165,6 +201,16 @@ class _Code:
             self._file(module)
         return self._mentions_norms
 
+    def uses_of(self, constant: str) -> int:
+        """In how many places all of the code names a constant.
+
+        Raises:
+            UnreadableFile: some of it cannot be read.
+        """
+        for module in self._modules():
+            self._file(module)
+        return self._constants[constant]
+
     def _modules(self) -> Iterator[str]:
         for name in self._archive.members:
             if name.startswith(self._folder) and name.endswith(".py"):
@@ -185,6 +231,7 @@ class _Code:
         try:
             text = self._archive.read(name).decode()
             self._mentions_norms = self._mentions_norms or mentions_norm(text)
+            self._constants.update(_CONSTANT.findall(text))
             return parse_code(text, self._limits.code_nesting)
         except UnicodeDecodeError:
             raise UnreadableFile(f"{name} is not UTF-8") from None
@@ -328,7 +375,7 @@ class _Constants:
         self.values = tuple(self._value(f"c{index}", entry, code) for index, entry in enumerate(pickled))
 
     def _value(self, name: str, entry: object, code: _Code) -> Value:
-        full_name = f"CONSTANTS.{name}"
+        full_name = f"{_CONSTANTS}{name}"
         match entry:
             case PickledTensor():
                 self.tensors[full_name] = entry

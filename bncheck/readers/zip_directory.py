@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from bncheck.core.errors import UnreadableFile, UnsafeFile
 from bncheck.core.limits import Limits
+from bncheck.core.places import StoragePlace, ZipArchive, ZipMember, ZipPlace
 from bncheck.readers.source import WORTH_A_REQUEST, SliceSource, Source
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16 end of central directory record
@@ -32,21 +33,6 @@ _MAX_16, _MAX_32 = 0xFFFF, 0xFFFFFFFF
 _TAIL = _END.size + _MAX_16
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file of the archive, by the central directory."""
-
-    name: str
-    header_offset: int
-    packed_size: int
-    size: int
-    method: int
-    flags: int
-    crc: int
-    end: int
-    """Where the next member or the directory begins: nothing of this one may lie behind it."""
-
-
 class ZipDirectory:
     """The members of an archive and their bytes; nothing is ever extracted to disk.
 
@@ -61,7 +47,8 @@ class ZipDirectory:
         self._data_offsets: dict[str, int] = {}
         self._inflate_left = limits.zip_inflated_bytes
         self._inflated: tuple[str, bytes] = ("", b"")
-        self.members: dict[str, Member] = {member.name: member for member in _members(source, limits)}
+        self.members: dict[str, ZipMember] = {member.name: member for member in _members(source, limits)}
+        self._archive = ZipArchive(source.start, self.members, self._data_offsets)
         self.damaged: list[str] = []
         """Members whose bytes disagree with their CRC-32; torch reads them all the same."""
 
@@ -100,6 +87,17 @@ class ZipDirectory:
         if member.method != _STORED:
             raise UnreadableFile(f"{name} is deflated, and holds an archive: torch only stores these")
         return SliceSource(self._source, self._data_offset(member), member.size)
+
+    def place(self, name: str) -> StoragePlace:
+        """Where a member's bytes lie in the file.
+
+        Raises:
+            UnreadableFile: there is no such member.
+            UnsafeFile: its local header contradicts the directory.
+        """
+        member = self._member(name)
+        start = self._source.start + self._data_offset(member)
+        return StoragePlace(start, member.size, (ZipPlace(self._archive, name),))
 
     def announce(self, ranges: Iterable[tuple[str, int, int]]) -> None:
         """Tell which bytes of which members will be read, as (name, first byte, length), so that they come together.
@@ -152,13 +150,13 @@ class ZipDirectory:
             yield member.header_offset, header + room
             yield member.header_offset + header + start, length + room
 
-    def _member(self, name: str) -> Member:
+    def _member(self, name: str) -> ZipMember:
         try:
             return self.members[name]
         except KeyError:
             raise UnreadableFile(f"the archive has no member {name!r}: it was cut short or forged") from None
 
-    def _inflate(self, member: Member, packed: bytes) -> bytes:
+    def _inflate(self, member: ZipMember, packed: bytes) -> bytes:
         if member.name == self._inflated[0]:
             return self._inflated[1]
         self._inflate_left -= member.size
@@ -174,13 +172,13 @@ class ZipDirectory:
         self._inflated = (member.name, data)
         return data
 
-    def _data_offset(self, member: Member) -> int:
+    def _data_offset(self, member: ZipMember) -> int:
         known = self._data_offsets.get(member.name)
         if known is None:
             known = self._data_offsets[member.name] = self._check_local_header(member)
         return known
 
-    def _check_local_header(self, member: Member) -> int:
+    def _check_local_header(self, member: ZipMember) -> int:
         expected = member.name.encode()
         header = self._source.read_at(member.header_offset, _LOCAL.size + len(expected))
         magic, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack_from(header)
@@ -213,12 +211,12 @@ class ZipDirectory:
         return start
 
 
-def _least_header(member: Member) -> int:
+def _least_header(member: ZipMember) -> int:
     """Bytes of a member's local header without the field whose length the directory does not tell."""
     return _LOCAL.size + len(member.name.encode())
 
 
-def _room(member: Member) -> int:
+def _room(member: ZipMember) -> int:
     """Bytes between a member's header and the next member's that its data do not take: that field, a descriptor."""
     return member.end - member.header_offset - _least_header(member) - member.packed_size
 
@@ -234,13 +232,13 @@ class _End:
     """Of the first end record: the directory must reach exactly to it."""
 
 
-def _members(source: Source, limits: Limits) -> list[Member]:
+def _members(source: Source, limits: Limits) -> list[ZipMember]:
     end = _find_end(source)
     if end.count > limits.zip_members or end.size > limits.zip_directory_bytes:
         raise UnsafeFile(f"the archive claims {end.count} members and a directory of {end.size} bytes")
     if end.offset + end.size != end.position:
         raise UnsafeFile("the archive's directory is not where its end record says: data before, between or behind it")
-    found = list(_entries(source.read_at(end.offset, end.size), end.count))
+    found = list(_entries(source.read_at(end.offset, end.size), end))
     _refuse_collisions(found)
     found.sort(key=lambda entry: entry.header_offset)
     if found and found[0].header_offset != 0:
@@ -251,7 +249,7 @@ def _members(source: Source, limits: Limits) -> list[Member]:
     ]
 
 
-def _bounded(entry: Member, end: int) -> Member:
+def _bounded(entry: ZipMember, end: int) -> ZipMember:
     member = replace(entry, end=end)
     if _room(member) < 0:
         raise UnsafeFile(f"{entry.name!r} overlaps what follows it")
@@ -294,9 +292,10 @@ def _find_end_64(source: Source, locator: bytes, position: int, short: tuple[int
     return _End(count, size, offset, where)
 
 
-def _entries(directory: bytes, count: int) -> Iterator[Member]:
+def _entries(directory: bytes, end: _End) -> Iterator[ZipMember]:
     position = 0
-    for _ in range(count):
+    for _ in range(end.count):
+        entry = end.offset + position
         if position + _CENTRAL.size > len(directory):
             raise UnreadableFile("the archive's directory is shorter than its member count")
         fields = _CENTRAL.unpack_from(directory, position)
@@ -309,7 +308,7 @@ def _entries(directory: bytes, count: int) -> Iterator[Member]:
         if magic != b"PK\x01\x02" or position > len(directory):
             raise UnreadableFile("the archive's directory is damaged")
         size, packed, offset = _widen(extra, size, packed, offset)
-        yield _checked(name, mode >> 16, disk, Member("", offset, packed, size, method, flags, crc, 0))
+        yield _checked(name, mode >> 16, disk, ZipMember("", offset, packed, size, method, flags, crc, entry, 0))
     if position != len(directory):
         raise UnsafeFile("the archive's directory holds more than its member count")
 
@@ -333,7 +332,7 @@ def _widen(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int,
     raise UnsafeFile("a member needs a zip64 field that is not there")
 
 
-def _checked(raw_name: bytes, unix_mode: int, disk: int, entry: Member) -> Member:
+def _checked(raw_name: bytes, unix_mode: int, disk: int, entry: ZipMember) -> ZipMember:
     try:
         name = raw_name.decode()
     except UnicodeDecodeError:
@@ -356,7 +355,7 @@ def _checked(raw_name: bytes, unix_mode: int, disk: int, entry: Member) -> Membe
     return replace(entry, name=name)
 
 
-def _refuse_collisions(entries: list[Member]) -> None:
+def _refuse_collisions(entries: list[ZipMember]) -> None:
     seen: set[str] = set()
     for entry in entries:
         key = entry.name.lower() if entry.name.isascii() else unicodedata.normalize("NFKC", entry.name).casefold()
