@@ -19,24 +19,29 @@ if TYPE_CHECKING:
     from bncheck.core.errors import BncheckError
     from bncheck.core.finding import ExitCode, Finding, NotChecked, Report, Severity, Subject
     from bncheck.core.run_options import RunOptions
+    from bncheck.recalibrating import Recalibration, recalibrate
 
 __all__ = [
     "BncheckError",
     "ExitCode",
     "Finding",
     "NotChecked",
+    "Recalibration",
     "Report",
     "RunOptions",
     "Severity",
     "Subject",
     "__version__",
     "audit",
+    "recalibrate",
 ]
 
 _HOMES = {
     "audit": "bncheck.api",
     "BncheckError": "bncheck.core.errors",
+    "Recalibration": "bncheck.recalibrating",
     "RunOptions": "bncheck.core.run_options",
+    "recalibrate": "bncheck.recalibrating",
     **dict.fromkeys(("ExitCode", "Finding", "NotChecked", "Report", "Severity", "Subject"), "bncheck.core.finding"),
 }
 

@@ -16,17 +16,22 @@ from bncheck.cli.app import app
 from bncheck.cli.audit import audit as _audit  # noqa: F401 - registers the command
 from bncheck.cli.explain import explain as _explain  # noqa: F401
 from bncheck.cli.inspect import inspect as _inspect  # noqa: F401
+from bncheck.cli.recalibrate import recalibrate as _recalibrate  # noqa: F401
 from bncheck.cli.rules import rules as _rules  # noqa: F401
-from bncheck.core.errors import BncheckError
+from bncheck.core.errors import BncheckError, Interrupted
 from bncheck.core.finding import ExitCode
 
 _INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 
 
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise Interrupted(_INTERRUPTED)
+
+
 def main() -> NoReturn:
     """Run the command line; an error is one line on stderr, a traceback only with ``--debug``."""
     # Click turns an interrupt into exit code 1, which would read as findings.
-    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(_INTERRUPTED))
+    signal.signal(signal.SIGINT, _interrupt)
     # A layer's name may hold what the terminal's encoding lacks; no report may fail for that.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -5,9 +5,5 @@ for m in model.modules():
     if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
 """
 
-LEARN_MOMENTS = """\
-with torch.no_grad():
-    for x, _ in loader:
-        model(x)
-model.eval()"""
-"""Runs the data through a network in training mode: its moments are learned, its weights stay."""
+RECALIBRATE = "bncheck recalibrate {path} --model SPEC --data SPEC -o fixed.pt"
+"""Estimates the moments from data; the weights stay."""

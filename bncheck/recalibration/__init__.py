@@ -1,0 +1,1 @@
+"""Estimates population statistics: each layer's stored moments become those of its own input."""
