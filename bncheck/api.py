@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
-from bncheck.auditing import Settings, audit_paths, select_rules
+from bncheck.auditing import Settings, audit_module, audit_paths, select_rules
 from bncheck.core.checkpoint import Stage
+from bncheck.core.errors import BadUsage
 from bncheck.core.finding import Report, Severity
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
-from bncheck.core.run_options import RunOptions
+from bncheck.core.run_options import InMemory, RunOptions
+
+if TYPE_CHECKING:
+    from torch import nn  # noqa: TID251 - a type alone: nothing is imported
 
 
 def audit(
-    *paths: str | os.PathLike[str],
+    *subjects: str | os.PathLike[str] | nn.Module,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     stage: Stage | None = None,
@@ -21,11 +27,18 @@ def audit(
     limits: Limits = DEFAULT_LIMITS,
     allow_calls: Sequence[str] = (),
     run: RunOptions | None = None,
+    data: Iterable[object] | None = None,
+    forward: Callable[..., object] | None = None,
+    samples: int | None = None,
+    input_key: str | None = None,
+    label_key: str | None = None,
+    train_data: Iterable[object] | None = None,
+    train_step: Callable[..., object] | None = None,
 ) -> Report:
-    """Audit model files: by reading them alone, or by running them too.
+    """Audit model files, or a module in memory: by reading alone, or by running too.
 
     Args:
-        paths: files, folders and globs.
+        subjects: files, folders and globs; or one ``torch.nn.Module``, which is left as it was found.
         select: code prefixes of the rules to apply; none applies all.
         ignore: code prefixes of rules to leave out.
         stage: what the files are for; None infers it from each file.
@@ -33,13 +46,59 @@ def audit(
         limits: every threshold.
         allow_calls: ``module.name`` of callables that whole-module pickles may name beyond the known ones; they are
             not called here either.
-        run: how to build the models and what to run them on; None runs nothing and imports no torch.
+        run: how to build the models of files and what to run them on; None runs nothing and imports no torch.
+        data: for a module: an iterable of batches to run it on, such as a ``DataLoader``.
+        forward: for a module: callable (model, inputs) → prediction; None calls the module.
+        samples: for a module: how many to run on; 2048 where None.
+        input_key: for a module: key of the inputs in batches that are mappings.
+        label_key: likewise, of the labels.
+        train_data: for a module: the training loader.
+        train_step: for a module: callable (model, batch) that takes one training step; it is undone.
 
     Returns:
         The report; files that could not be read are in its ``failures``.
 
     Raises:
-        BadUsage: a code prefix matches no rule.
+        BadUsage: a code prefix matches no rule, or the arguments do not go together.
     """
     settings = Settings(select_rules(select, ignore), stage, fail_on, limits, frozenset(allow_calls), run)
-    return audit_paths((os.fspath(path) for path in paths), settings)
+    given = {
+        "data": data,
+        "forward": forward,
+        "samples": samples,
+        "input_key": input_key,
+        "label_key": label_key,
+        "train_data": train_data,
+        "train_step": train_step,
+    }
+    named = [name for name, value in given.items() if value is not None]
+    modules = [subject for subject in subjects if _is_module(subject)]
+    paths = [os.fspath(subject) for subject in subjects if isinstance(subject, (str, os.PathLike))]
+    if len(modules) + len(paths) < len(subjects):
+        raise BadUsage("what is audited is a path, or a torch.nn.Module")
+    if not modules:
+        if named:
+            raise BadUsage(f"{named[0]} goes with a module in memory; for files say run=RunOptions({named[0]}=…)")
+        return audit_paths(paths, settings)
+    if len(subjects) > 1:
+        raise BadUsage("a module in memory is audited alone: one call of audit() for each")
+    if run is not None:
+        raise BadUsage("run=RunOptions(…) says how to build the model of a file; for a module in memory give data=…")
+    if named and data is None and train_data is None:
+        raise BadUsage(f"{named[0]} says how to run the module; data, what to run it on, is missing")
+    in_memory = InMemory(
+        data=data,
+        forward=forward,
+        samples=InMemory().samples if samples is None else samples,
+        input_key=input_key,
+        label_key=label_key,
+        train_data=train_data,
+        train_step=train_step,
+    )
+    return audit_module(modules[0], settings, in_memory if named else None)
+
+
+def _is_module(subject: object) -> TypeGuard[nn.Module]:
+    """Whether it is a ``torch.nn.Module``: where torch was never imported there is none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(subject, torch.nn.Module)

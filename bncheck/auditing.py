@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from bncheck.catalogue import RULES
 from bncheck.core.checkpoint import Checkpoint, Stage
@@ -14,12 +15,16 @@ from bncheck.core.finding import Failure, Report, Severity, Subject
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
 from bncheck.core.measurement import Measurements, NotMeasured
 from bncheck.core.rule import Rule
-from bncheck.core.run_options import RunOptions
+from bncheck.core.run_options import InMemory, RunOptions
 from bncheck.engine import examine
 from bncheck.readers import matching_urls, read
 from bncheck.readers.candidates import DISTRIBUTED, is_candidate, is_distributed, is_distributed_part
+from bncheck.readers.live_module import read_live
 from bncheck.readers.sharded import shards_beside
 from bncheck.readers.urls import is_pattern, local_path, scheme_of, shown
+
+if TYPE_CHECKING:
+    from torch import nn  # noqa: TID251 - a type alone: nothing is imported
 
 Progress = Callable[[int, int, str], None]
 """(files done, files in all, the next path)."""
@@ -84,24 +89,54 @@ def audit_paths(
     return Report(tuple(subjects), tuple(failures), skipped, settings.fail_on)
 
 
+def audit_module(model: nn.Module, settings: Settings, given: InMemory | None) -> Report:
+    """Audit a module of this process; it is left as it was found.
+
+    Args:
+        model: the module.
+        settings: how to audit.
+        given: what to run it on; None looks at what it holds.
+
+    Raises:
+        BadUsage: it is a graph, whose calls only its file tells.
+    """
+    from bncheck.runtime.in_memory import describe  # noqa: PLC0415 - the static path imports no torch
+
+    checkpoint = read_live(describe(model))
+    if settings.stage is not None:
+        checkpoint = replace(checkpoint, stage=settings.stage)
+    measurements = None
+    if given is not None and checkpoint.layers:
+        from bncheck.measuring import measure_in_memory  # noqa: PLC0415
+
+        measurements = _or_failed(lambda: measure_in_memory(model, checkpoint, given), "", "")
+    return Report((examine(checkpoint, settings.rules, settings.limits, measurements),), fail_on=settings.fail_on)
+
+
 def _audit_file(path: str, settings: Settings, tell: SampleProgress | None) -> Subject:
     checkpoint = read(path, settings.limits, settings.vouched)
     if settings.stage is not None:
         checkpoint = replace(checkpoint, stage=settings.stage)
-    measurements = None if settings.run is None or not checkpoint.layers else _measured(checkpoint, settings.run, tell)
+    # A model may have layers of which the file says nothing: where only parameters were saved.
+    runs = settings.run is not None and bool(checkpoint.layers or settings.run.model)
+    measurements = _measured(checkpoint, settings.run, tell) if runs and settings.run is not None else None
     return examine(checkpoint, settings.rules, settings.limits, measurements)
 
 
 def _measured(checkpoint: Checkpoint, options: RunOptions, tell: SampleProgress | None) -> Measurements:
-    """Run the model; where it cannot be run, the file's own findings stand and the audit is incomplete."""
     from bncheck.measuring import measure  # noqa: PLC0415 - the static path imports no torch
 
+    return _or_failed(lambda: measure(checkpoint, options, tell), options.device, options.precision)
+
+
+def _or_failed(measure: Callable[[], Measurements], device: str, precision: str) -> Measurements:
+    """What was measured; where the model cannot be run, its own findings stand and the audit is incomplete."""
     try:
-        return measure(checkpoint, options, tell)
+        return measure()
     except BncheckError as error:
         detail = error.detail if isinstance(error, UserCodeFailed) else ""
         failed = NotMeasured("model", str(error), failed=True, detail=detail)
-        return Measurements(options.device, options.precision, 0, not_measured=(failed,))
+        return Measurements(device, precision, 0, not_measured=(failed,))
 
 
 def select_rules(select: Sequence[str], ignore: Sequence[str]) -> tuple[Rule, ...]:

@@ -56,13 +56,15 @@ def _apply(rule: Rule, checkpoint: Checkpoint, limits: Limits, measurements: Mea
 def _verdicts(
     rule: Rule, checkpoint: Checkpoint, limits: Limits, measurements: Measurements | None
 ) -> Iterator[tuple[NormLayer | None, Verdict]]:
-    if rule.check_measured is not None:
+    if rule.check_measured is not None and not rule.reads_the_file:
         missing = _not_measured(rule, measurements)
         if missing is not None or measurements is None:
-            yield None, Undecided(missing or "needs --data")
+            yield None, Undecided(missing or _asked_by(rule))
         else:
             yield from rule.check_measured(checkpoint, measurements, limits)
         return
+    if rule.check_measured is not None and measurements is not None:
+        yield from rule.check_measured(checkpoint, measurements, limits)
     able: list[NormLayer] = []
     for layer in checkpoint.layers:
         absent = [need for need in rule.needs if getattr(layer, need) is None]
@@ -81,12 +83,30 @@ def _verdicts(
 def _not_measured(rule: Rule, measurements: Measurements | None) -> str | None:
     """Why a rule has nothing to look at; None where it has."""
     if measurements is None:
-        return "needs --data"
+        return _asked_by(rule)
     for need in rule.needs:
         if getattr(measurements, need) is None:
             reasons = {failed.what: failed.reason for failed in measurements.not_measured}
-            return reasons.get(need) or ("the model could not be run" if "model" in reasons else "was not measured")
+            if "model" in reasons:
+                return "the model could not be run"
+            if need.startswith("training_") and "training" in reasons:
+                return "the training data could not be had"
+            behind = () if need.startswith("training_") else ("prediction", "data")
+            failed_too = any(what in reasons for what in behind)
+            return reasons.get(need) or ("the model could not be run on the data" if failed_too else _asked_by(rule))
     return None
+
+
+_TRAINING_OPTIONS = {
+    "training_data": "needs --train-data",
+    "training_batch": "needs --train-data or --train-step",
+    "training_step": "needs --train-data or --train-step",
+}
+
+
+def _asked_by(rule: Rule) -> str:
+    """The option that asks for what a rule measures."""
+    return _TRAINING_OPTIONS.get(rule.needs[0], "needs --data")
 
 
 def _finding(

@@ -39,7 +39,7 @@ def test_rule_makes_its_argument(rule: Rule) -> None:
     for text in (rule.rationale, rule.formula, rule.limit, rule.remedy, rule.reference):
         assert text.strip() == text != ""
     assert re.search(r"https?://|IEEE", rule.reference)
-    described = NormLayer if rule.check_measured is None else Measurements
+    described = NormLayer if rule.reads_the_file else Measurements
     assert set(rule.needs) <= {field.name for field in fields(described)}
 
 
@@ -51,7 +51,7 @@ def _declared(expected: dict[str, Any]) -> Iterator[dict[str, object]]:
 
 
 def _run(rule: Rule, case: Path) -> RunOptions | None:
-    return None if rule.check_measured is None else run_of(case)
+    return None if rule.reads_the_file else run_of(case)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
@@ -76,7 +76,7 @@ def test_twin_is_judged_and_not_merely_skipped(rule: Rule) -> None:
     passed = {
         code
         for name, expected in EXPECTED.items()
-        if name.startswith("healthy") and (rule.check_measured is None or "run" in expected)
+        if name.startswith("healthy") and (rule.reads_the_file or "run" in expected)
         for subject in bncheck.audit(FIXTURES / name, run=_run(rule, FIXTURES / name)).subjects
         for code in subject.passed
     }

@@ -57,8 +57,11 @@ def test_findings_of_running_are_those_expected(case: Path) -> None:
 def run_of(case: Path) -> RunOptions:
     """How a case's files are run."""
     run = json.loads((case / "expected.json").read_text())["run"]
-    model = None if run["model"] is None else str(FIXTURES / run["model"])
-    return RunOptions(data=str(FIXTURES / run["data"]), model=model)
+    specs = {
+        option: None if run.get(option) is None else str(FIXTURES / run[option])
+        for option in ("data", "model", "train_data", "train_step")
+    }
+    return RunOptions(**specs)
 
 
 def _key(finding: dict[str, object]) -> str:

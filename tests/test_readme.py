@@ -25,7 +25,7 @@ def test_generated_parts_are_fresh() -> None:
 
 def test_every_command_has_an_example() -> None:
     shown = {command.split()[1] for command in commands(TEXT) if command.startswith("bncheck ")}
-    assert shown >= {"audit", "inspect", "rules", "explain"}
+    assert shown >= {"audit", "inspect", "recalibrate", "rules", "explain"}
 
 
 def test_python_examples_run() -> None:

@@ -17,6 +17,7 @@ from bncheck.cli.run_options import (
     Data,
     Device,
     Forward,
+    Group,
     InputKey,
     LabelKey,
     Model,
@@ -24,6 +25,8 @@ from bncheck.cli.run_options import (
     Precision,
     PrecisionOption,
     Samples,
+    TrainData,
+    TrainStep,
     TrustPickle,
     run_options,
 )
@@ -66,6 +69,12 @@ def audit(
     show_passed: Annotated[
         bool, typer.Option("--show-passed", help="Also tell what passed and was not checked.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --data: the drift of every layer, and the worst channels.")
+    ] = False,
+    channels: Annotated[
+        bool, typer.Option("--channels", help="With --data and --format json: numbers channel by channel.")
+    ] = False,
     data: Data = None,
     model: Model = None,
     model_arg: ModelArg = None,
@@ -77,12 +86,15 @@ def audit(
     device: Device = "auto",
     precision: PrecisionOption = Precision.FP32,
     trust_pickle: TrustPickle = False,
+    train_data: TrainData = None,
+    train_step: TrainStep = None,
+    group: Group = "model",
     allow_call: AllowCall = None,
     debug: Debug = False,
 ) -> None:
     """Say what is wrong with the batch-norm layers of saved models.
 
-    Reads the files alone; with --data it also runs the model and measures.
+    Reads the files alone; with --data or --train-data it also runs the model and measures.
 
     Exit codes: 0 clean, 1 findings, 2 something could not be audited, 3 nothing to audit.
     """
@@ -103,15 +115,18 @@ def audit(
             device,
             precision,
             trust_pickle,
+            train_data,
+            train_step,
+            group,
         ),
     )
     with progress_bar() as progress:
         report = audit_paths(paths, settings, progress.files, progress.samples)
     match output_format:
         case OutputFormat.JSON:
-            emit(to_json(report_document(report)))
+            emit(to_json(report_document(report, channels=channels)))
         case OutputFormat.TEXT:
-            show(report_lines(report, text_width(), show_passed=show_passed))
+            show(report_lines(report, text_width(), show_passed=show_passed, verbose=verbose))
     raise typer.Exit(report.exit_code)
 
 

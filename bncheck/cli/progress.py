@@ -32,16 +32,32 @@ def progress_bar() -> Iterator[Watcher]:
         yield Watcher()
         return
     from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text  # noqa: PLC0415
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        """Samples per second; files come too unevenly for a rate."""
+
+        def render(self, task: Task) -> Text:
+            shown = task.id == samples and task.speed is not None
+            return Text(f"{task.speed:.4g} samples/s" if shown else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         files = bar.add_task("auditing", total=None, visible=False)
         samples = bar.add_task("samples", total=None, visible=False)
 
         def tell_files(done: int, total: int, path: str) -> None:
             bar.update(files, completed=done, total=total, visible=total > _FEW)
-            bar.update(samples, visible=False)
+            bar.reset(samples, visible=False)
 
         def tell_samples(done: int, total: int) -> None:
             bar.update(samples, completed=done, total=total, visible=True)

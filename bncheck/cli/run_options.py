@@ -39,9 +39,27 @@ Data = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+TrainData = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help=f"Training loader, for what training does to batch norm: {_SPEC} returning it.",
+        rich_help_panel=PANEL,
+    ),
+]
+TrainStep = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="One training step: callable(model, batch).", rich_help_panel=PANEL),
+]
 Forward = Annotated[
     str | None,
     typer.Option(metavar="SPEC", help="How to predict: callable(model, inputs).", rich_help_panel=PANEL),
+]
+Group = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="The copy of the network to run: model, ema … as reported.", rich_help_panel=PANEL
+    ),
 ]
 Samples = Annotated[int, typer.Option(min=2, help="Samples to run on.", rich_help_panel=PANEL)]
 BatchSize = Annotated[int, typer.Option(min=1, help="For files of inputs.", rich_help_panel=PANEL)]
@@ -67,13 +85,18 @@ def run_options(
     device: str,
     precision: Precision,
     trust_pickle: bool,
+    train_data: str | None,
+    train_step: str | None,
+    group: str,
 ) -> RunOptions | None:
     """What to run; None where no data was given.
 
     Raises:
         BadUsage: a model was given without data, or an argument is no KEY=VALUE.
     """
-    if data is None:
+    if data is None and train_data is None:
+        if train_step is not None:
+            raise BadUsage("--train-step says how to train; what to train on, --train-data or --data, is missing")
         if model is not None:
             raise BadUsage("--model says how to build the model; --data, what to run it on, is missing")
         return None
@@ -89,6 +112,9 @@ def run_options(
         device=device,
         precision=precision.value,
         trust_pickle=trust_pickle,
+        train_data=train_data,
+        train_step=train_step,
+        group=group,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bncheck.core.checkpoint import Checkpoint
-from bncheck.core.layers import Averaging, NormLayer
+from bncheck.core.layers import Averaging, NormKind, NormLayer
 from bncheck.core.limits import Limits
 from bncheck.core.measurement import LayerMeasurement, Measurements
 from bncheck.core.moments import Drift, PopulationMoments, drift
@@ -74,11 +74,56 @@ def drifts(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> It
     """The drift of every layer that was reached and normalises with learned moments, in the file's order."""
     for layer in checkpoint.layers:
         seen = (measured.layers or {}).get(layer.name)
-        if layer.group != "model" or seen is None or layer.statistics_at_initialisation:
+        if layer.group != measured.group or seen is None or layer.statistics_at_initialisation:
             continue
         found = _drift(layer, seen, limits)
         if found is not None:
             yield found
+
+
+def unjudged(checkpoint: Checkpoint, measured: Measurements) -> Iterator[tuple[NormLayer, str]]:
+    """Layers whose drift would be judged and could not be measured, and why, in the file's order."""
+    for layer in checkpoint.layers:
+        learned = layer.has_running_statistics and not layer.statistics_at_initialisation
+        if layer.group == measured.group and learned and layer.kind is not NormKind.INSTANCE:
+            reason = _hindrance((measured.layers or {}).get(layer.name))
+            if reason is not None:
+                yield layer, reason
+
+
+def _hindrance(seen: LayerMeasurement | None) -> str | None:
+    if seen is None:
+        return "the model that ran has no layer of this name"
+    if seen.order is None:
+        return None  # BN209
+    if seen.unknown is not None:
+        return seen.unknown
+    if seen.moments is None or seen.stored_mean is None:
+        return "its input has no channels"
+    if seen.moments.images < _FEWEST_IMAGES:
+        return "a single sample tells nothing of the data's moments"
+    if seen.stored_mean.shape != seen.moments.mean.shape:
+        return f"its input has {seen.moments.mean.size} channels and its moments have {seen.stored_mean.size}"
+    return None
+
+
+_FEWEST_IMAGES = 2
+
+
+def overflowing(checkpoint: Checkpoint, measured: Measurements) -> Iterator[tuple[NormLayer, int, int]]:
+    """Layers whose input is not finite though their stored moments are, in the file's order.
+
+    Yields:
+        The layer, the position of its first call, and how many channels of its input are not finite.
+    """
+    for layer in checkpoint.layers:
+        seen = (measured.layers or {}).get(layer.name)
+        if layer.group != measured.group or seen is None or seen.order is None or seen.moments is None:
+            continue
+        broken = ~(np.isfinite(seen.moments.mean) & np.isfinite(seen.moments.var))
+        stored = [moments for moments in (layer.running_mean, layer.running_var) if moments is not None]
+        if broken.any() and all(np.isfinite(moments).all() for moments in stored):
+            yield layer, seen.order, int(broken.sum())
 
 
 def _drift(layer: NormLayer, seen: LayerMeasurement, limits: Limits) -> LayerDrift | None:
@@ -87,7 +132,11 @@ def _drift(layer: NormLayer, seen: LayerMeasurement, limits: Limits) -> LayerDri
         return None
     if mean.shape != moments.mean.shape or not bool((var + eps > 0).all() and np.isfinite(mean).all()):
         return None  # not finite or negative: BN401 and BN402
-    channels = drift(moments, mean, var, eps)
+    if not bool(np.isfinite(moments.mean).all() and np.isfinite(moments.var).all()):
+        return None  # BN407 says so
+    # An eps that is larger than the variances, such as another framework's, would hide any drift behind it.
+    largest = float(np.mean(var))
+    channels = drift(moments, mean, var, min(eps, largest) if largest > 0 and bool((var >= 0).all()) else eps)
     chance = channels.delta_error**2 + _averaging_scatter(layer, moments, channels, limits)
     return LayerDrift(
         layer=layer,

@@ -79,10 +79,12 @@ class Rule:
         false_alarms: what looks like the defect and is none; the rule stays silent on these.
         remedy: what to do, as lines to paste; ``{path}`` stands for the file.
         reference: where the claim can be read up.
-        check_layer, check_model, check_measured: exactly one of the three.
+        check_layer, check_model: what looks at the file; at most one of the two.
+        check_measured: what looks at measurements; beside one of the others it adds to it where something was measured,
+            and ``needs`` are the other's.
 
     Raises:
-        ValueError: the identity is malformed or there is not exactly one check.
+        ValueError: the identity is malformed, or there is no check, or two of the file.
     """
 
     id: str
@@ -105,5 +107,12 @@ class Rule:
             raise ValueError(f"{self.id}: the code does not belong to family {self.family.name}")
         if not re.fullmatch(r"[a-z]+(-[a-z]+)*", self.name):
             raise ValueError(f"{self.id}: {self.name!r} is not kebab-case")
-        if [self.check_layer, self.check_model, self.check_measured].count(None) != 2:
-            raise ValueError(f"{self.id}: a rule has exactly one check")
+        if self.check_layer is not None and self.check_model is not None:
+            raise ValueError(f"{self.id}: a rule has one check of the file")
+        if not self.reads_the_file and self.check_measured is None:
+            raise ValueError(f"{self.id}: a rule has a check")
+
+    @property
+    def reads_the_file(self) -> bool:
+        """Whether it says something without measurements."""
+        return self.check_layer is not None or self.check_model is not None

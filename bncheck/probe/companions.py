@@ -13,7 +13,10 @@ from bncheck.probe.outputs import are_scores, prediction, top_class
 from bncheck.runtime.batches import Batch, Forward, select
 from bncheck.runtime.norm_watch import NormCall, NormWatch, running_means
 
-_TRIED = 8
+# Samples tried, and others put beside them at most. A batch norm that uses its batch changes each of them, the more the
+# fewer the others are; more would only take longer.
+_TRIED = 4
+_OTHERS = 8
 
 
 def companions(model: nn.Module, batch: Batch, forward: Forward) -> Companions:
@@ -21,7 +24,7 @@ def companions(model: nn.Module, batch: Batch, forward: Forward) -> Companions:
 
     Args:
         model: in the mode it predicts in.
-        batch: at least two samples, better sixteen.
+        batch: at least two samples, better twenty.
         forward: calls the model.
 
     Raises:
@@ -45,8 +48,8 @@ class _Trial:
         first = list(range(tried))
         # The same samples in front, with two different sets of others behind.
         others = list(range(tried, self._batch.size))
-        half = max(1, len(others) // 2)
-        with torch.no_grad(), NormWatch(running_means(self._model), self._record):
+        half = min(_OTHERS, max(1, len(others) // 2))
+        with torch.no_grad(), NormWatch(running_means(self._model), self._record, self._model):
             beside = self._predict([*first, *others[:half]])[:tried]
             again = self._predict([*first, *others[:half]])[:tried]
             elsewhere = self._predict([*first, *others[-half:][::-1]])[:tried]

@@ -9,7 +9,14 @@ from dataclasses import fields
 from bncheck.core.finding import Finding, NotChecked, Report, Severity, Subject
 from bncheck.core.layer_drift import LayerDrift
 from bncheck.core.layers import Averaging, Float64Array, NormLayer
-from bncheck.core.measurement import Companions, TrainEvalGap
+from bncheck.core.measurement import (
+    BatchValues,
+    Companions,
+    LayerMeasurement,
+    LayerStep,
+    Measurements,
+    TrainEvalGap,
+)
 from bncheck.core.rule import Rule
 from bncheck.version import __version__
 
@@ -19,12 +26,17 @@ Json = str | int | float | bool | None | Mapping[str, "Json"] | Sequence["Json"]
 Document = dict[str, Json]
 
 
-def report_document(report: Report) -> Document:
-    """The whole run."""
+def report_document(report: Report, *, channels: bool = False) -> Document:
+    """The whole run.
+
+    Args:
+        report: the run.
+        channels: whether measured layers come with their numbers channel by channel.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "bncheck_version": __version__,
-        "subjects": [_subject(subject) for subject in report.subjects],
+        "subjects": [_subject(subject, channels=channels) for subject in report.subjects],
         "errors": [
             {"path": failure.path, "kind": failure.kind, "message": failure.message} for failure in report.failures
         ],
@@ -37,7 +49,7 @@ def report_document(report: Report) -> Document:
     }
 
 
-def _subject(subject: Subject) -> Document:
+def _subject(subject: Subject, *, channels: bool) -> Document:
     checkpoint = subject.checkpoint
     return {
         "path": checkpoint.path,
@@ -48,13 +60,13 @@ def _subject(subject: Subject) -> Document:
         "findings": [_finding(finding) for finding in subject.findings],
         "passed": list(subject.passed),
         "not_checked": [_not_checked(entry) for entry in subject.not_checked],
-        "measurements": _measurements(subject),
+        "measurements": _measurements(subject, channels=channels),
         "unread": [{"what": entry.what, "reason": entry.reason} for entry in checkpoint.unread],
         "remarks": list(checkpoint.remarks),
     }
 
 
-def _measurements(subject: Subject) -> Json:
+def _measurements(subject: Subject, *, channels: bool) -> Json:
     """What running the model showed; null for an audit of the file alone."""
     measured = subject.measurements
     if measured is None:
@@ -66,6 +78,11 @@ def _measurements(subject: Subject) -> Json:
         "mutated": None if measured.mutated is None else list(measured.mutated),
         "companions": None if measured.companions is None else _fields(measured.companions),
         "gap": None if measured.gap is None else _fields(measured.gap),
+        "training": _training(measured),
+        "group": measured.group,
+        "missing_statistics": list(measured.missing_statistics),
+        "spare_statistics": list(measured.spare_statistics),
+        "layers": [_measured_layer(*entry, subject, channels=channels) for entry in _in_order(measured)],
         "drift": [_drift(drift) for drift in sorted(subject.drifts, key=lambda drift: drift.order)],
         "not_measured": [
             {"what": probe.what, "reason": probe.reason, "failed": probe.failed} for probe in measured.not_measured
@@ -73,8 +90,92 @@ def _measurements(subject: Subject) -> Json:
     }
 
 
-def _fields(measured: Companions | TrainEvalGap) -> Document:
+def _training(measured: Measurements) -> Json:
+    """What training would do; null where neither its data nor a step of it was named."""
+    data, batch, step = measured.training_data, measured.training_batch, measured.training_step
+    if data is None and batch is None and step is None:
+        return None
+    return {
+        "data": None
+        if data is None
+        else {
+            "samples": data.samples,
+            "batch_size": data.batch_size,
+            "drop_last": data.drop_last,
+            "last_batch": data.last_batch,
+            "replicas": data.replicas,
+            "sources": dict(data.sources),
+            "unknown": data.unknown,
+        },
+        "batch": None
+        if batch is None
+        else {
+            "samples": batch.samples,
+            "seen": batch.seen,
+            "source": batch.source,
+            "layers": [{"layer": name, **_fields(layer)} for name, layer in batch.layers.items()],
+        },
+        "step": None
+        if step is None
+        else {
+            "by_user": step.by_user,
+            "samples": step.samples,
+            "passes": step.passes,
+            "stayed_in_training": step.stayed_in_training,
+            "parameters_changed": step.parameters_changed,
+            "layers": [{"layer": name, **_fields(layer)} for name, layer in step.layers.items()],
+        },
+    }
+
+
+def _fields(measured: Companions | TrainEvalGap | BatchValues | LayerStep) -> Document:
     return {field.name: finite(getattr(measured, field.name)) for field in fields(measured)}
+
+
+def _in_order(measured: Measurements) -> list[tuple[str, LayerMeasurement]]:
+    """Layers in the order of execution, those the data never reached last."""
+    layers = measured.layers or {}
+    return sorted(layers.items(), key=lambda entry: len(layers) if entry[1].order is None else entry[1].order)
+
+
+def _measured_layer(name: str, seen: LayerMeasurement, subject: Subject, *, channels: bool) -> Document:
+    """What was seen of one layer; ``order`` is null where the data never reached it."""
+    moments = seen.moments
+    document: Document = {
+        "name": name,
+        "order": seen.order,
+        "calls": seen.calls,
+        "uses_batch_moments": seen.uses_batch_moments,
+        "eps": finite(seen.eps),
+        "images": None if moments is None else moments.images,
+        "values_per_channel": None if moments is None else finite(moments.positions),
+        "unknown": seen.unknown,
+    }
+    if channels:
+        drift = next((drift for drift in subject.drifts if drift.layer.name == name), None)
+        document["channels"] = _channels(seen, drift)
+    return document
+
+
+def _channels(seen: LayerMeasurement, drift: LayerDrift | None) -> Document:
+    """One number for each channel; null where it was not measured."""
+    moments, compared = seen.moments, None if drift is None else drift.channels
+    arrays = {
+        "mean": None if moments is None else moments.mean,
+        "mean_error": None if moments is None else moments.mean_error,
+        "var": None if moments is None else moments.var,
+        "var_error": None if moments is None else moments.var_error,
+        "stored_mean": seen.stored_mean,
+        "stored_var": seen.stored_var,
+        "delta": None if compared is None else compared.delta,
+        "delta_error": None if compared is None else compared.delta_error,
+        "log_ratio": None if compared is None else compared.log_ratio,
+        "log_ratio_error": None if compared is None else compared.log_ratio_error,
+        "kl": None if compared is None else compared.kl,
+    }
+    return {
+        name: None if array is None else [finite(float(number)) for number in array] for name, array in arrays.items()
+    }
 
 
 def _drift(drift: LayerDrift) -> Document:

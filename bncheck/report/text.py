@@ -8,7 +8,7 @@ from itertools import groupby
 
 from bncheck.core.finding import ExitCode, Finding, Report, Severity, Subject
 from bncheck.core.rule import Rule
-from bncheck.report.measured import measured_lines
+from bncheck.report.measured import drifted, measured_lines
 from bncheck.report.printable import number, printable, shortened
 from bncheck.report.styled import Line, Span
 
@@ -22,11 +22,18 @@ def plain(lines: Sequence[Line]) -> str:
     return "\n".join("".join(span.text for span in line).rstrip() for line in lines)
 
 
-def report_lines(report: Report, width: int, *, show_passed: bool) -> list[Line]:
-    """The whole run: verdict, then each file, worst matters first inside it."""
+def report_lines(report: Report, width: int, *, show_passed: bool, verbose: bool = False) -> list[Line]:
+    """The whole run: verdict, then each file, worst matters first inside it.
+
+    Args:
+        report: the run.
+        width: columns.
+        show_passed: whether to tell what passed and was not checked.
+        verbose: whether to show the drift of every layer, and the worst channels of those that drifted.
+    """
     lines = [_verdict(report)]
     for subject in report.subjects:
-        lines.extend(_subject(subject, width, show_passed=show_passed))
+        lines.extend(_subject(subject, width, show_passed=show_passed, verbose=verbose))
     for failure in report.failures:
         lines.append(())
         lines.append((Span(printable(failure.path), "bold"), Span("  "), Span("not audited", "bold red")))
@@ -56,10 +63,10 @@ def _verdict(report: Report) -> Line:
             word, style = "PASS", "bold black on green"
             layers = sum(len(subject.checkpoint.layers) for subject in report.subjects)
             text = f"{counts or 'no findings'} in {_counted(layers, 'layer')} of {files}"
-    return (Span(f" {word} ", style), Span(f" {text}"))
+    return (Span(f" {word} ", style), Span(f" {text}"), *_departure(report))
 
 
-def _subject(subject: Subject, width: int, *, show_passed: bool) -> Iterator[Line]:
+def _subject(subject: Subject, width: int, *, show_passed: bool, verbose: bool) -> Iterator[Line]:
     checkpoint = subject.checkpoint
     said = f"{checkpoint.format.value} · {checkpoint.packaging.value} · {checkpoint.stage.value}"
     quiet = not (
@@ -76,7 +83,7 @@ def _subject(subject: Subject, width: int, *, show_passed: bool) -> Iterator[Lin
     )
     for finding in subject.findings:
         yield from _finding(finding, width)
-    yield from measured_lines(subject, width)
+    yield from measured_lines(subject, width, verbose=verbose)
     for part in checkpoint.unread:
         yield from _labelled("unread", f"{printable(part.what)}: {printable(part.reason)}", width, "bold red")
     for remark in checkpoint.remarks:
@@ -90,6 +97,17 @@ def _subject(subject: Subject, width: int, *, show_passed: bool) -> Iterator[Lin
         for index, (reason, codes) in enumerate(_reasons(subject)):
             label = "" if index else "not checked"
             yield from _labelled(label, f"{code_ranges(codes)}: {printable(reason)}", width, label_width=13)
+
+
+def _departure(report: Report) -> Line:
+    """Where drift begins, of the first file that has any: later layers inherit it."""
+    for subject in report.subjects:
+        departed = drifted(subject)
+        if departed:
+            first = departed[0]
+            where = f"{printable(first.layer.full_name)}, layer {first.order + 1} of {len(subject.drifts)}"
+            return (Span(f"; drift begins at {where}"),)
+    return ()
 
 
 def _quiet_state(subject: Subject) -> Line:

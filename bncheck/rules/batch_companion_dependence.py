@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from bncheck.core.checkpoint import Checkpoint
@@ -16,6 +17,9 @@ def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Ite
     """Complain of predictions that change with the company, and say whether batch norm is to blame."""
     found = measured.companions
     if found is None:
+        return
+    if not math.isfinite(found.noise):
+        yield None, Undecided("the predictions are not finite")
         return
     if not found.noise < limits.companion_noise:
         yield (
@@ -46,7 +50,7 @@ def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Ite
 
 def _uses_batch(measured: Measurements, layer: NormLayer) -> bool:
     """Whether it was seen to, or has no running moments and so cannot do otherwise."""
-    if layer.group != "model":
+    if layer.group != measured.group:
         return False
     seen = (measured.layers or {}).get(layer.name)
     return layer.kind.is_batch_norm and (not layer.has_running_statistics if seen is None else seen.uses_batch_moments)

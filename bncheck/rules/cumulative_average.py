@@ -5,7 +5,7 @@ from __future__ import annotations
 from bncheck.core.finding import Severity
 from bncheck.core.layers import Averaging, NormLayer
 from bncheck.core.limits import Limits
-from bncheck.core.remedies import LEARN_MOMENTS
+from bncheck.core.remedies import RECALIBRATE
 from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 
@@ -29,12 +29,7 @@ RULE = Rule(
     formula="momentum is None",
     limit="none",
     false_alarms=("right after torch.optim.swa_utils.update_bn, which averages over one pass with fixed weights",),
-    remedy=(
-        "for m in model.modules():  # a fresh average over one pass with the final weights\n"
-        "    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):\n"
-        "        m.reset_running_stats()\n"
-        "model.train()\n" + LEARN_MOMENTS
-    ),
+    remedy=RECALIBRATE + "  # one average, with the final weights",
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (momentum=None)",
     check_layer=check,
 )

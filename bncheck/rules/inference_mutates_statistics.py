@@ -15,7 +15,7 @@ from bncheck.core.rule import Evidence, Family, Rule, Verdict
 def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Iterable[tuple[NormLayer | None, Verdict]]:
     """Complain of layers whose running buffers differ after predicting."""
     changed = set(measured.mutated or ())
-    known = {layer.name: layer for layer in checkpoint.layers if layer.group == "model"}
+    known = {layer.name: layer for layer in checkpoint.layers if layer.group == measured.group}
     for name in sorted(changed - known.keys()):
         yield None, Evidence(f"{_MESSAGE} It is {name}, which the file does not list as a layer.")
     for name, layer in known.items():

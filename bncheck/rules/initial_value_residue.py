@@ -7,7 +7,7 @@ import numpy as np
 from bncheck.core.finding import Severity
 from bncheck.core.layers import NormKind, NormLayer
 from bncheck.core.limits import Limits
-from bncheck.core.remedies import EVERY_BATCH_NORM, LEARN_MOMENTS
+from bncheck.core.remedies import RECALIBRATE
 from bncheck.core.rule import Evidence, Family, Rule, Undecided, Verdict
 
 # Copies whose moments torch.optim.swa_utils.update_bn takes anew, with momentum None for the time being.
@@ -76,11 +76,7 @@ RULE = Rule(
         "momentum None: the first batch replaces the initial values",
         "averaged weights (SWA) whose moments update_bn took anew: not checked, for the momentum is not theirs",
     ),
-    remedy=(
-        EVERY_BATCH_NORM + "        m.momentum = None  # a plain average; or train on\n"
-        "        m.reset_running_stats()\n"
-        "model.train()\n" + LEARN_MOMENTS
-    ),
+    remedy=RECALIBRATE + "  # or train on",
     reference="https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/ExponentialMovingAverage (zero_debias)",
     check_layer=check,
 )

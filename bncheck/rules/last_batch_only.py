@@ -5,6 +5,7 @@ from __future__ import annotations
 from bncheck.core.finding import Severity
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
+from bncheck.core.remedies import RECALIBRATE
 from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 
@@ -27,7 +28,7 @@ RULE = Rule(
     formula="momentum == 1",
     limit="none",
     false_alarms=(),
-    remedy="layer.momentum = 0.1  # PyTorch's default; then run data through it in train()",
+    remedy=(RECALIBRATE + "\nlayer.momentum = 0.1  # PyTorch's default, before training goes on"),
     reference="https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html (momentum)",
     check_layer=check,
 )

@@ -17,7 +17,7 @@ def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Ite
     layers = measured.layers or {}
     for layer in checkpoint.layers:
         seen = layers.get(layer.name)
-        if layer.group == "model" and seen is not None and seen.order is None and layer.has_running_statistics:
+        if layer.group == measured.group and seen is not None and seen.order is None and layer.has_running_statistics:
             yield layer, Evidence("No forward pass over the data came to this layer.", {"samples": measured.samples})
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from bncheck.core.finding import Severity
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
-from bncheck.core.remedies import LEARN_MOMENTS
+from bncheck.core.remedies import RECALIBRATE
 from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 
@@ -50,7 +50,7 @@ RULE = Rule(
     formula="running_var < 0; an error where running_var + eps ≤ 0",
     limit="0; where eps is not in the file, 1e-3 stands for the largest in use",
     false_alarms=("a converter's eps shift of −1e-3 to −1e-5 that eps outweighs is a notice",),
-    remedy=("model.train()  # learns the moments anew; average weights, never buffers\n" + LEARN_MOMENTS),
+    remedy=RECALIBRATE + "  # and average weights, never buffers",
     reference="https://docs.pytorch.org/docs/stable/generated/torch.optim.swa_utils.update_bn.html",
     check_layer=check,
 )

@@ -10,7 +10,7 @@ from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Severity
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
-from bncheck.core.remedies import EVERY_BATCH_NORM, LEARN_MOMENTS
+from bncheck.core.remedies import RECALIBRATE
 from bncheck.core.rule import Evidence, Family, Rule, Verdict
 
 
@@ -55,10 +55,7 @@ RULE = Rule(
     formula="a running mean or variance is NaN or ±Inf",
     limit="none",
     false_alarms=(),
-    remedy=(
-        EVERY_BATCH_NORM + "        m.reset_running_stats()\n"
-        "model.float().train()  # then run finite data through it\n" + LEARN_MOMENTS
-    ),
+    remedy=RECALIBRATE + "  # from finite data, in fp32",
     reference="https://docs.pytorch.org/docs/stable/notes/amp_examples.html (GradScaler skips steps, not buffers)",
     check_model=check,
 )

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Severity
-from bncheck.core.layer_drift import drifts
+from bncheck.core.layer_drift import drifts, unjudged
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.core.measurement import Measurements
-from bncheck.core.rule import Evidence, Family, Rule, Verdict
+from bncheck.core.remedies import RECALIBRATE
+from bncheck.core.rule import Evidence, Family, Rule, Undecided, Verdict
 
 
 def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Iterable[tuple[NormLayer | None, Verdict]]:
@@ -18,6 +19,7 @@ def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Ite
     for found in drifts(checkpoint, measured, limits):
         if found.is_drifted(limits) and not found.is_diverged(limits):
             yield found.layer, Evidence(_MESSAGE, found.numbers(limits), badness=found.badness(limits))
+    yield from ((layer, Undecided(reason)) for layer, reason in unjudged(checkpoint, measured))
 
 
 _MESSAGE = (
@@ -36,17 +38,21 @@ RULE = Rule(
     ),
     formula=(
         "δ = (μ_data − μ_stored) / √(σ²_stored + eps) and ρ² = (σ²_data + eps) / (σ²_stored + eps) per channel of the "
-        "input in eval mode; per layer the root mean square of δ, freed of what chance adds, and the median |ln ρ²|"
+        "input in eval mode, with an eps of at most the mean σ²_stored; per layer the root mean square of δ, freed of "
+        "what chance adds, and the median |ln ρ²|"
     ),
     limit=(
-        "δ 0.25 or |ln ρ²| 0.4, and three standard errors over images plus the moving average's own noise √(m/(2 − m))"
+        "δ 0.15 or |ln ρ²| 0.3, and three standard errors over images plus the moving average's own noise √(m/(2 − m))"
     ),
     false_alarms=(
         "few samples: the standard errors grow with them",
         "data that is augmented in another way than in training: audit with what the model will see",
         "statistics at 0 and 1, which are BN201",
     ),
-    remedy="bncheck audit {path} --model SPEC --data TRAINING_DATA  # if it is clean there, the domain shifted",
+    remedy=(
+        "bncheck audit {path} --model SPEC --data TRAINING_DATA  # if it is clean there, the domain shifted\n"
+        + RECALIBRATE
+    ),
     reference="https://arxiv.org/abs/2006.16971",
     check_measured=check,
 )

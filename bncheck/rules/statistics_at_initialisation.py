@@ -8,7 +8,7 @@ from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Severity
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
-from bncheck.core.remedies import LEARN_MOMENTS
+from bncheck.core.remedies import RECALIBRATE
 from bncheck.core.rule import Evidence, Family, Rule, Undecided, Verdict
 
 _EXACT = "Running mean is exactly 0 and variance exactly 1 on every channel, "
@@ -82,7 +82,7 @@ RULE = Rule(
         "an identity layer (0, 1, γ = 1, β = 0) after a convolution with a bias: folded, then built anew",
         "an unused auxiliary head, never run (not checked)",
     ),
-    remedy=("model.train()  # with momentum > 0: learns the moments, leaves the weights\n" + LEARN_MOMENTS),
+    remedy=RECALIBRATE + "  # and train with a momentum above 0",
     reference="https://arxiv.org/abs/1502.03167 (Ioffe and Szegedy 2015, algorithm 2: inference needs the moments)",
     check_model=check,
 )

@@ -18,11 +18,13 @@ def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Ite
     gap = measured.gap
     if gap is None:
         return
-    layers = [layer for layer in checkpoint.layers if layer.group == "model" and layer.has_running_statistics]
+    layers = [layer for layer in checkpoint.layers if layer.group == measured.group and layer.has_running_statistics]
     if layers and all(layer.statistics_at_initialisation for layer in layers):
         yield None, Undecided("every layer's moments are at 0 and 1, which is BN201; the gap adds nothing")
         return
-    if gap.accuracy_stored is not None and gap.accuracy_batch is not None:
+    if math.isnan(gap.output_change):
+        yield None, Undecided("the predictions are not finite, or all 0")
+    elif gap.accuracy_stored is not None and gap.accuracy_batch is not None:
         yield None, _by_accuracy(gap, gap.accuracy_batch - gap.accuracy_stored, limits)
     elif gap.disagreement is not None:
         numbers = {"samples whose top class differs": gap.disagreement, "samples": gap.samples}

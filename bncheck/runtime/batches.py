@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bncheck.core.errors import BadData, BncheckError
-from bncheck.runtime.user_code import failure, load_callable
+from bncheck.core.errors import BadData, BncheckError, Interrupted
+from bncheck.runtime.out_of_memory import is_out_of_memory, telling_out_of_memory
+from bncheck.runtime.user_code import FAILURES, call, failure, load_callable
 
 _ARRAY_FILES = (".pt", ".npz", ".npy", ".safetensors")
 
@@ -64,11 +65,7 @@ def open_data(spec: str, batch_size: int) -> Iterable[object]:
     if spec.endswith(_ARRAY_FILES):
         inputs = _read_inputs(spec)
         return [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
-    make = load_callable(spec)
-    try:
-        made = make()
-    except Exception as error:
-        raise failure(f"{spec}()", error) from error
+    made = call(f"{spec}()", load_callable(spec))
     if not isinstance(made, Iterable):
         raise BadData(f"{spec} returned a {type(made).__name__}; an iterable of batches is expected")
     return made
@@ -80,10 +77,12 @@ def batches(data: Iterable[object], options: DataOptions) -> Iterator[Batch]:
     Raises:
         BadData: it is empty, or a batch is none.
         UserCodeFailed: iterating it raised.
+        OutOfMemory: a batch does not fit on the device.
     """
     left = options.samples
     for index, item in enumerate(_iterate(data)):
-        batch = _split(item, index, options)
+        with telling_out_of_memory(f"batch {index} of the data on {options.device}"):
+            batch = _split(item, index, options)
         if batch.size > left:
             batch = _cut(batch, left)
         left -= batch.size
@@ -97,9 +96,9 @@ def batches(data: Iterable[object], options: DataOptions) -> Iterator[Batch]:
 def _iterate(data: Iterable[object]) -> Iterator[object]:
     try:
         yield from data
-    except BncheckError:
+    except (BncheckError, Interrupted):
         raise
-    except Exception as error:
+    except FAILURES as error:
         raise failure("reading the data", error) from error
 
 
@@ -276,10 +275,42 @@ def forward(model: torch.nn.Module, batch: Batch) -> object:
 
     Raises:
         UserCodeFailed: the model raised.
+        OutOfMemory: the batch is too large for it.
     """
-    try:
-        return model(**batch.inputs) if isinstance(batch.inputs, Mapping) else model(*batch.inputs)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise failure("the model, called with a batch of the data,", error) from error
+    with telling_out_of_memory(f"a batch of {batch.size} samples"):
+        try:
+            return model(**batch.inputs) if isinstance(batch.inputs, Mapping) else model(*batch.inputs)
+        except FAILURES as error:
+            if is_out_of_memory(error) or isinstance(error, Interrupted):
+                raise
+            raise failure("the model, called with a batch of the data,", error) from error
+
+
+def forward_by(name: str, function: Callable[..., object]) -> Forward:
+    """What calls the user's own way to predict.
+
+    Args:
+        name: what to call it in messages.
+        function: takes the model and a batch's inputs.
+    """
+
+    def predict(model: torch.nn.Module, batch: Batch) -> object:
+        inputs = batch.inputs if isinstance(batch.inputs, Mapping) else batch.inputs[0]
+        with telling_out_of_memory(f"a batch of {batch.size} samples"):
+            try:
+                return function(model, inputs)
+            except FAILURES as error:
+                if is_out_of_memory(error) or isinstance(error, Interrupted):
+                    raise
+                raise failure(name, error) from error
+
+    return predict
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """A batch of two samples or more in two parts."""
+    middle = batch.size // 2
+    return (
+        _picked(batch, middle, lambda tensor: tensor[:middle]),
+        _picked(batch, batch.size - middle, lambda tensor: tensor[middle:]),
+    )

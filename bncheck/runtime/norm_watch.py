@@ -1,18 +1,23 @@
 """The one place that sees every call of a normalisation operator, whatever made it.
 
 A ``TorchDispatchMode`` stands below modules, ``torch.nn.functional``, TorchScript and exported programs alike: all of
-them end in the same few operators. A layer is known by its running buffers' storage.
+them end in the same few operators. A layer is known by its running buffers' storage. Layers that use none of these
+operators are seen by hooks on their modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from bncheck.runtime.hand_written import MEANS, VARIANCES, Form, HandCall, HandWatch, hookable
+from bncheck.runtime.norm_operators import norm_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +28,11 @@ class NormCall:
         layer: name of the layer whose running buffers it was given; None where it was given none, or unknown ones.
         input: what is normalised, of shape (N, C, *).
         uses_batch_moments: whether it normalises with the moments of this input.
-        operator: e.g. ``aten::native_batch_norm``.
+        operator: e.g. ``aten::native_batch_norm``, or the module that does without one.
         eps: added to the variance.
+        unknown: why the moments of the input cannot be held against the stored ones; None where they can.
+        form: of a module that does without an operator: what it computes, where that is known.
+        per_sample: whether it is an instance norm.
     """
 
     layer: str | None
@@ -32,6 +40,9 @@ class NormCall:
     uses_batch_moments: bool
     operator: str
     eps: float
+    unknown: str | None = None
+    form: Form | None = None
+    per_sample: bool = False
 
     def mixes_samples(self, size: int) -> bool:
         """Whether it mixes the samples of a batch of ``size``.
@@ -43,49 +54,105 @@ class NormCall:
 
 OnCall = Callable[[NormCall], None]
 
-# Operator → positions of running mean and training flag; a bool stands for the flag itself, None for no running mean.
-# Signatures: https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/native_functions.yaml
-_OPERATORS: Mapping[str, tuple[int | None, int | bool]] = {
-    "aten::native_batch_norm": (3, 5),
-    "aten::cudnn_batch_norm": (3, 5),
-    "aten::miopen_batch_norm": (3, 5),
-    "aten::_native_batch_norm_legit": (3, 5),
-    "aten::_native_batch_norm_legit.no_stats": (None, 3),
-    "aten::_native_batch_norm_legit_functional": (3, 5),
-    "aten::_native_batch_norm_legit_no_training": (3, False),
-    "aten::_batch_norm_with_update": (3, True),
-    "aten::_batch_norm_with_update_functional": (3, True),
-    "aten::_batch_norm_no_update": (3, False),
-    # SyncBatchNorm's own kernels: the moments of this rank, before they are gathered.
-    "aten::batch_norm_stats": (None, True),
-}
-
 
 class NormWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While entered, tells ``on_call`` of every normalisation, before it runs.
+    """While entered, tells ``on_call`` of every normalisation: operators before they run, modules after.
 
     Args:
         buffers: layer name → its running mean.
         on_call: what to tell; it runs with the watch suspended.
+        model: where given, its layers that normalise without a batch-norm operator are told of too. Those that are
+            modules of their own get hooks, which are gone when the watch is left; of those in a graph no more is known
+            than that their running mean was read, which is told on leaving.
     """
 
-    def __init__(self, buffers: Mapping[str, Tensor], on_call: OnCall) -> None:
+    def __init__(self, buffers: Mapping[str, Tensor], on_call: OnCall, model: nn.Module | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = {place_of(mean): name for name, mean in buffers.items()}
         self._on_call = on_call
+        self._modules = {} if model is None else hookable(model)
+        self._by_hand: HandWatch | None = None
+        # Layers that nothing was told of yet, and those among them whose running mean an operator was given.
+        self._untold = {} if model is None else dict(self._names)
+        self._read: dict[str, None] = {}
+
+    def __enter__(self) -> Self:
+        """Start to watch."""
+        self._by_hand = HandWatch(self._modules, self._on_hand_call)
+        try:
+            super().__enter__()  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._by_hand.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop, and take the hooks off."""
+        try:
+            super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        finally:
+            if self._by_hand is not None:
+                self._by_hand.close()
+        if kind is None:
+            for name in self._read:
+                if name in self._untold.values():
+                    self._on_call(NormCall(name, torch.empty(0), False, "graph", 0.0, unknown=_READ))
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Look at the call, then let it go on."""
-        known = _OPERATORS.get(func.name())  # eps is the last argument of each
-        if known is not None:
-            mean_at, training_at = known
-            mean = args[mean_at] if mean_at is not None else None
-            training = training_at if isinstance(training_at, bool) else bool(args[training_at])
-            layer = self._names.get(place_of(mean)) if isinstance(mean, Tensor) else None
-            self._on_call(NormCall(layer, args[0], training, func.name(), float(args[-1])))
+        told = norm_arguments(func, args, kwargs)
+        if told is not None:
+            layer = None if told.mean is None else self._names.get(place_of(told.mean))
+            if layer is not None and told.mean is not None:
+                self._told(layer, place_of(told.mean))
+            call = NormCall(layer, told.input, told.uses_batch_moments, func.name(), told.eps)
+            self._on_call(replace(call, unknown=_PER_SAMPLE, per_sample=True) if told.per_sample else call)
+        elif self._untold and func.name() != "aten::equal":
+            self._note_reading(args)
         return call_through(func, args, kwargs)
+
+    def _told(self, layer: str, place: Place) -> None:
+        self._untold.pop(place, None)
+        if self._by_hand is not None:
+            self._by_hand.by_operator(layer)
+
+    def _note_reading(self, args: tuple[Any, ...]) -> None:
+        for argument in args:
+            if isinstance(argument, Tensor) and argument.ndim == 1:
+                name = self._untold.get(_place_if_any(argument))
+                if name is not None:
+                    self._read.setdefault(name)
+
+    def _on_hand_call(self, call: HandCall) -> None:
+        self._untold = {place: name for place, name in self._untold.items() if name != call.layer}
+        form = call.form
+        unknown = None
+        if call.per_sample:
+            unknown = _PER_SAMPLE
+        elif form is None:
+            unknown = f"{call.module} computes neither what its stored moments give nor what the batch's do"
+        eps = form.eps if form is not None else call.eps
+        uses_batch_moments = form.uses_batch_moments if form is not None else call.updated and not call.per_sample
+        self._on_call(
+            NormCall(
+                layer=call.layer,
+                input=call.input,
+                uses_batch_moments=uses_batch_moments,
+                operator=f"{call.module}.forward",
+                eps=eps or 0.0,
+                unknown=unknown,
+                form=form,
+                per_sample=call.per_sample,
+            )
+        )
+
+
+_PER_SAMPLE = "an instance norm's stored moments are averages of single samples'"
+_READ = "its stored moments are read by other operators than batch norm's"
 
 
 def call_through(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Any:
@@ -99,24 +166,38 @@ def call_through(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
     return func(*args, **(kwargs or {}))
 
 
-def place_of(tensor: Tensor) -> tuple[int, int]:
-    """What identifies a buffer: its storage's address and where in it the buffer begins."""
+Place = tuple[int, int]
+"""What identifies a buffer: its storage's address and where in it the buffer begins."""
+
+
+def place_of(tensor: Tensor) -> Place:
+    """Where a buffer lies."""
     return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
+
+
+_NOWHERE: Place = (-1, -1)
+
+
+def _place_if_any(tensor: Tensor) -> Place:
+    try:
+        return place_of(tensor)
+    except (NotImplementedError, RuntimeError):
+        return _NOWHERE  # sparse, opaque or lazy: nothing that running moments are kept in
 
 
 def running_means(model: nn.Module) -> dict[str, Tensor]:
     """Layer name → running mean, for everything in a model that keeps one; TorchScript and graph modules too."""
-    return _buffers(model, "running_mean")
+    return _buffers(model, MEANS)
 
 
 def running_variances(model: nn.Module) -> dict[str, Tensor]:
     """Layer name → running variance, likewise."""
-    return _buffers(model, "running_var")
+    return _buffers(model, VARIANCES)
 
 
-def _buffers(model: nn.Module, leaf: str) -> dict[str, Tensor]:
+def _buffers(model: nn.Module, leaves: tuple[str, ...]) -> dict[str, Tensor]:
     return {
         name.rpartition(".")[0]: buffer
         for name, buffer in model.named_buffers()
-        if name.rpartition(".")[2] == leaf and isinstance(buffer, Tensor)
+        if name.rpartition(".")[2] in leaves and isinstance(buffer, Tensor)
     }

@@ -102,6 +102,18 @@ def unchanged(model: nn.Module) -> Iterator[Snapshot]:
         raise TraceLeft(f"running the model changed {', '.join(left[:4])}{' …' if len(left) > 4 else ''}")
 
 
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and each into its own mode again on every way out."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def _cuda_in_use() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 

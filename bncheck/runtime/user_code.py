@@ -10,9 +10,12 @@ import traceback
 from collections.abc import Callable
 from types import ModuleType
 
-from bncheck.core.errors import BadSpec, UserCodeFailed
+from bncheck.core.errors import BadSpec, Interrupted, UserCodeFailed
 
 _FRAMES_SHOWN = 3
+
+FAILURES = (Exception, SystemExit)
+"""What user code fails with. Its own ``sys.exit()`` must not end an audit, and least of all with 0."""
 
 
 def load_callable(spec: str) -> Callable[..., object]:
@@ -47,7 +50,9 @@ def call(what: str, function: Callable[..., object], *args: object, **keywords: 
     """
     try:
         return function(*args, **keywords)
-    except Exception as error:
+    except Interrupted:
+        raise
+    except FAILURES as error:
         raise failure(what, error) from error
 
 
@@ -87,7 +92,7 @@ def _from_file(path: str, spec: str) -> ModuleType:
         described.loader.exec_module(module)
     except BaseException as error:
         sys.modules.pop(name, None)
-        if isinstance(error, Exception):
+        if isinstance(error, FAILURES) and not isinstance(error, Interrupted):
             raise failure(f"importing {path}", error) from error
         raise
     return module
@@ -102,5 +107,7 @@ def _from_name(name: str, spec: str) -> ModuleType:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise BadSpec(f"{spec}: there is no module {name}, seen from {os.getcwd()}") from None
         raise failure(f"importing {name}", error) from error
-    except Exception as error:
+    except Interrupted:
+        raise
+    except FAILURES as error:
         raise failure(f"importing {name}", error) from error

@@ -59,6 +59,8 @@ _NOT_FOR_FILES = (
     "bncheck.measuring",
     "bncheck.probe",
     "bncheck.readers.remote",
+    "bncheck.recalibrating",
+    "bncheck.recalibration",
     "bncheck.runtime",
 )
 
