@@ -116,7 +116,7 @@ class _LayerEstimate:
 
 
 def _pooled(layers: list[_LayerEstimate], left: float) -> tuple[float, float]:
-    """x and its error, where a share ``left`` of the variance is wrong everywhere."""
+    """The estimate of x and its error, where a share ``left`` of the variance is wrong everywhere."""
     chance = np.array([layer.chance for layer in layers])
     systematic = np.array([math.hypot(layer.systematic, left / layer.pull) for layer in layers])
     weights = 1 / (chance**2 + systematic**2)

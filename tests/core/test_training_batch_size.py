@@ -140,6 +140,13 @@ def test_data_of_another_contrast_is_no_tiny_batch(contrast: float) -> None:
     assert estimate(*scaled).most > DEFAULT_LIMITS.tiny_batch_warning
 
 
+@pytest.mark.parametrize("factor", [3.0, 50.0])
+def test_variances_that_no_batch_has_are_no_tiny_batch(factor: float) -> None:
+    """As after a few updates, when most of what is stored is still the initial 1."""
+    layer = Layer(between=0.03, positions=16).trained_at(64)
+    assert estimate(replace(layer, var=factor * layer.var)).most == math.inf
+
+
 def test_dead_channels_have_no_say() -> None:
     layer = Layer().trained_at(2)
     dead = np.arange(CHANNELS) < CHANNELS // 3
