@@ -40,6 +40,9 @@ from bncheck.runtime.sources import forward_by_spec, forward_in_memory
 from bncheck.runtime.unchanged import in_eval_mode, unchanged
 from bncheck.runtime.user_code import load_callable
 
+# The schedule takes as many as it needs.
+_ALL = 2**62
+
 Progress = Callable[[int, int | None], None]
 """(samples gone through, samples to go through, None where that is open)."""
 
@@ -116,7 +119,7 @@ def recalibrate(
     first = next((tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()), None)
     if first is None:
         raise BadModel("the module holds no numbers")
-    taking = DataOptions(samples=_budget(choice), input_key=input_key, dtype=first.dtype)
+    taking = DataOptions(samples=_ALL, input_key=input_key, dtype=first.dtype)
     run = _Run(model, forward_in_memory(forward), choice, limits, first.device, _frozen_in_memory(model))
     measure = None if evaluate is None else by_function("evaluate", evaluate)
     with in_eval_mode(model), unchanged(model):
@@ -195,7 +198,7 @@ def recalibrate_file(
         _seed(chosen.seed)
         data = open_data(_data_of(chosen), chosen.run.batch_size)
         taking = DataOptions(
-            samples=_budget(chosen.choice),
+            samples=_ALL,
             batch_size=chosen.run.batch_size,
             input_key=chosen.run.input_key,
             label_key=chosen.run.label_key,
@@ -362,10 +365,6 @@ def _nothing_to_do(able: Mapping[str, Tensor], choice: Choice) -> str:
     asked = "--layers and --skip leave none of" if choice.layers or choice.skip else "there is none to change among"
     shown = ", ".join(list(able)[:3])
     return f"{asked} the layers with running moments: {shown}{' …' if len(able) > 3 else ''}"
-
-
-def _budget(choice: Choice) -> int:
-    return choice.samples or choice.max_samples
 
 
 def _data_of(chosen: FileChoice) -> str:

@@ -48,9 +48,9 @@ class LayerEstimate:
 
 
 def moved_by(layer: LayerEstimate) -> Drift:
-    """Distance of the new moments from the old, in units of the old; a negative old variance counts as 0."""
+    """Distance of the new moments from the old, in units of the old; an old variance that is none counts as 0."""
     after = replace(layer.data, mean=layer.after_mean, var=layer.after_var)
-    before_var = np.maximum(layer.before_var, np.finfo(np.float64).tiny)
+    before_var = np.where(layer.before_var > 0, layer.before_var, np.finfo(np.float64).tiny)
     return drift(after, layer.before_mean, before_var, layer.eps)
 
 

@@ -259,22 +259,26 @@ class _Run:
         fits = not any(self._ranks.each(int(len(flat) > self._capacity)))
         if fits and len(held) > 1:
             # All of it in one wave meets every layer at once.
-            if self._fits_again([flat]):
+            self._population.forget()
+            if self._is_swept([flat]):
                 held, self._wave_count = [flat], 1
             else:
                 give_back_cached()
-                self._fits_again(held)
+                self._population.forget()
             if self._population.is_exact_by_construction():
                 return _Residual(0.0, 0.0)
         return self._iterate(held)
 
-    def _fits_again(self, held: list[list[Batch]]) -> bool:
-        """Sweep anew in these waves; False where there is no memory for them."""
-        self._population.forget()
+    def _is_swept(self, held: list[list[Batch]]) -> bool:
+        """Sweep in these waves; False where there is no memory for them, and nothing of it counts.
+
+        Raises:
+            OutOfMemory: there is nothing smaller to try.
+        """
         try:
             self._resweep(held)
         except OutOfMemory:
-            if self._ranks.count > 1 or len(held) > 1:
+            if self._ranks.count > 1 or all(len(wave) < 2 for wave in held):
                 raise
             return False
         return True
@@ -283,7 +287,14 @@ class _Run:
         limit, residual = self._plan.limits.exact_residual, _Residual()
         while self._sweeps < self._plan.limits.exact_sweeps:
             before = self._population.stored()
-            self._resweep(held)
+            if not self._is_swept(held):
+                give_back_cached()
+                self._population.forget()
+                flat = [batch for wave in held for batch in wave]
+                self._capacity = max(1, max(len(wave) for wave in held) // 2)
+                held = _parts(flat, self._capacity)
+                self._wave_count = len(held)
+                continue
             residual = self._residual(self._population, before)
             if residual.distance is not None and residual.distance <= limit:
                 return residual

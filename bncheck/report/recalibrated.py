@@ -15,6 +15,7 @@ from bncheck.report.styled import Line, Span
 _BARS = "▁▂▃▄▅▆▇█"
 _FIXED = "none: each layer stores the moments of its own input in eval mode"
 _ROWS = 12
+_LARGEST = 700.0  # e to this is still a number
 _NAMES = 4
 
 
@@ -92,7 +93,7 @@ def _table(estimate: Estimate, *, verbose: bool) -> Iterator[Line]:
 
 def _row(name: str, longest: int, layer: LayerEstimate, moved: Drift) -> Line:
     error = math.sqrt(float((moved.delta_error**2).mean()))
-    ratio = math.exp(float(moved.log_ratio.mean()))
+    ratio = math.exp(min(float(moved.log_ratio.mean()), _LARGEST))
     share = f"  {layer.prior_share:.0%} stored" if layer.prior_share else ""
     return (
         Span(f"    {printable(name):<{longest}}  "),
