@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -331,13 +332,22 @@ main()
         assert "healthy-mlp-safetensors/model.safetensors  clean" in finished.stdout
 
 
+def _has_open(process: int, name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return any(os.readlink(entry).endswith(name) for entry in Path(f"/proc/{process}/fd").iterdir())
+    return False
+
+
 def test_interrupt_is_neither_a_verdict_nor_a_traceback(tmp_path: Path) -> None:
     """The file takes seconds to read: it has millions of opcodes."""
     with zipfile.ZipFile(tmp_path / "slow.pt", "w") as archive:
         archive.writestr("slow/data.pkl", b"\x80\x02" + b"N0" * 2_400_000 + b"N.")
     command = [sys.executable, "-m", "bncheck", "audit", *[str(tmp_path / "slow.pt")]]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.8)
+    # Before it has started up, the signal is the interpreter's affair.
+    deadline = time.monotonic() + 30
+    while not _has_open(process.pid, "slow.pt") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     if process.returncode == 2:
