@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from bncheck.core.checkpoint import Checkpoint
@@ -17,7 +16,7 @@ from bncheck.probe.companions import companions
 from bncheck.probe.evaluation import Evaluation, evaluate
 from bncheck.probe.training import Training, measure_training
 from bncheck.runtime.batches import Batch, DataOptions, Forward, batches, halves
-from bncheck.runtime.device import DTYPES, device_named
+from bncheck.runtime.device import DTYPES, device_named, place_of_module
 from bncheck.runtime.model import Loaded, ModelOptions, StatisticsMismatch, chosen_group, in_memory, load_model
 from bncheck.runtime.norm_watch import running_means
 from bncheck.runtime.sources import (
@@ -98,7 +97,7 @@ def measure_in_memory(
     """
     group = chosen_group(checkpoint, "model")
     loaded = in_memory(model, checkpoint, group)
-    device, dtype = _place_of(model)
+    device, dtype = place_of_module(model)
     taking = DataOptions(
         samples=given.samples,
         input_key=given.input_key,
@@ -110,13 +109,6 @@ def measure_in_memory(
     with in_eval_mode(model):
         measured = run.on(sources_in_memory(given))
     return replace(measured, precision=_PRECISIONS.get(dtype, str(dtype).removeprefix("torch.")), group=group)
-
-
-def _place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and number format of a module's first floating tensor."""
-    floating = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
-    first = next(floating, torch.empty(0))
-    return first.device, first.dtype
 
 
 @dataclass(slots=True)

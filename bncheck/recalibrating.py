@@ -32,7 +32,7 @@ from bncheck.report.files import write_text
 from bncheck.report.json import to_json
 from bncheck.report.recalibration_document import recalibration_document
 from bncheck.runtime.batches import Batch, DataOptions, Forward, batches, open_data
-from bncheck.runtime.device import DTYPES, device_named
+from bncheck.runtime.device import DTYPES, device_named, place_of_module
 from bncheck.runtime.in_memory import describe
 from bncheck.runtime.model import Loaded, ModelOptions, chosen_group, in_memory, load_model
 from bncheck.runtime.norm_watch import running_means, running_variances
@@ -116,11 +116,11 @@ def recalibrate(
     choice = Choice(
         Method(method), samples, max_samples, prior, tuple(layers), tuple(skip), memory, spatial_stride, check
     )
-    first = next((tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()), None)
-    if first is None:
+    if not any(tensor.is_floating_point() for tensor in (*model.parameters(), *model.buffers())):
         raise BadModel("the module holds no numbers")
-    taking = DataOptions(samples=_ALL, input_key=input_key, dtype=first.dtype)
-    run = _Run(model, forward_in_memory(forward), choice, limits, first.device, _frozen_in_memory(model))
+    device, dtype = place_of_module(model)
+    taking = DataOptions(samples=_ALL, input_key=input_key, dtype=dtype)
+    run = _Run(model, forward_in_memory(forward), choice, limits, device, _frozen_in_memory(model))
     measure = None if evaluate is None else by_function("evaluate", evaluate)
     with in_eval_mode(model), unchanged(model):
         outcome = run.on(batches(data, taking), measure, run.ranks_of_this_run(None), None)

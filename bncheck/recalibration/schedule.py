@@ -20,10 +20,11 @@ from bncheck.recalibration.prior import Prior, PseudoSamples
 from bncheck.recalibration.ranks import OneProcess, RankFailed, Ranks
 from bncheck.recalibration.stop_rule import settling
 from bncheck.recalibration.waves import Waves
-from bncheck.runtime.activation_memory import bytes_of_pass, free_bytes, give_back_cached, host_bytes
+from bncheck.runtime.activation_memory import bytes_of_pass, free_bytes, host_bytes
 from bncheck.runtime.batch_moments import BatchMoments
 from bncheck.runtime.batches import Batch, Forward, halves, select
 from bncheck.runtime.norm_watch import NormCall, NormWatch
+from bncheck.runtime.out_of_memory import give_back_cached
 
 _CPU = torch.device("cpu")
 # Samples in one pass: enough that its cost is the arithmetic's.

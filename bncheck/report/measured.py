@@ -10,12 +10,9 @@ import numpy as np
 from bncheck.core.finding import Subject
 from bncheck.core.layer_drift import LayerDrift
 from bncheck.core.measurement import Measurements
-from bncheck.report.printable import printable
+from bncheck.report.printable import bar, printable
 from bncheck.report.styled import Line, Span
 
-_BARS = "▁▂▃▄▅▆▇█"
-# The scale's end: drift at the error limit of BN407, one stored standard deviation.
-_FULL = 1.0
 _ROWS = 10
 _CHANNELS = 5
 
@@ -103,17 +100,13 @@ def _spark(drifts: Sequence[LayerDrift], width: int) -> Iterator[Line]:
     room = max(10, width - 40)
     step = math.ceil(len(drifts) / room)
     groups = [drifts[start : start + step] for start in range(0, len(drifts), step)]
-    bars = "".join(_bar(max(_size(drift) for drift in group)) for group in groups)
+    bars = "".join(bar(max(_size(drift) for drift in group)) for group in groups)
     largest = max(drifts, key=_size)
     yield (
         Span("    drift     "),
         Span(bars, "cyan"),
         Span(f"  in execution order; largest {_size(largest):.2g} at {printable(largest.layer.full_name)}", "dim"),
     )
-
-
-def _bar(size: float) -> str:
-    return _BARS[min(len(_BARS) - 1, int(size / _FULL * len(_BARS)))]
 
 
 def _table(drifts: Sequence[LayerDrift]) -> Iterator[Line]:
@@ -127,7 +120,7 @@ def _table(drifts: Sequence[LayerDrift]) -> Iterator[Line]:
         yield (
             Span(f"    {printable(drift.layer.full_name):<{longest}}  "),
             Span(f"{drift.delta:>7.3f} {drift.delta_noise:>7.3f} {_ratio(drift):>9.3g} {kl:>8.3g}  "),
-            Span(_bar(_size(drift)), "cyan"),
+            Span(bar(_size(drift)), "cyan"),
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def printable(text: str) -> str:
     """Escape whatever a terminal or a CI runner would obey.
@@ -32,3 +34,17 @@ def number(value: float | int | str | None) -> str:
             return printable(str(value))
         case float():
             return f"{value:.4g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``, ``2 processes``."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def bar(size: float) -> str:
+    """A drift as a bar, full at one stored standard deviation, which is where BN407 begins, and where it is none."""
+    return _BARS[min(len(_BARS) - 1, int(size * len(_BARS)))] if math.isfinite(size) else _BARS[-1]

@@ -9,10 +9,9 @@ from bncheck.core.estimate import Estimate, LayerEstimate, Method, moved_by
 from bncheck.core.limits import Limits
 from bncheck.core.moments import Drift
 from bncheck.core.recalibration import Recalibrated
-from bncheck.report.printable import printable
+from bncheck.report.printable import bar, counted, printable
 from bncheck.report.styled import Line, Span
 
-_BARS = "▁▂▃▄▅▆▇█"
 _FIXED = "none: each layer stores the moments of its own input in eval mode"
 _ROWS = 12
 _LARGEST = 700.0  # e to this is still a number
@@ -40,7 +39,7 @@ def recalibrated_lines(found: Recalibrated, limits: Limits, *, dry_run: bool, ve
 
 
 def _verdict(found: Recalibrated, *, dry_run: bool) -> Line:
-    layers = _counted(len(found.estimate.layers), "layer")
+    layers = counted(len(found.estimate.layers), "layer")
     if found.written is not None:
         said = f" {layers} → {printable(found.written.path)}"
         return (Span(" RECALIBRATED ", "bold black on green"), Span(said))
@@ -55,13 +54,13 @@ def _verdict(found: Recalibrated, *, dry_run: bool) -> Line:
 def _estimate_lines(found: Recalibrated) -> Iterator[Line]:
     estimate = found.estimate
     parts = [
-        _counted(estimate.samples, "sample"),
-        f"{estimate.method.value}, {_counted(estimate.sweeps, 'sweep')} in {_counted(estimate.waves, 'wave')}",
+        counted(estimate.samples, "sample"),
+        f"{estimate.method.value}, {counted(estimate.sweeps, 'sweep')} in {counted(estimate.waves, 'wave')}",
         found.device,
         found.precision,
     ]
     if found.processes > 1:
-        parts.append(_counted(found.processes, "process"))
+        parts.append(counted(found.processes, "process"))
     yield _labelled("estimated", " · ".join(parts))
     if estimate.residual is not None:
         said = f"{estimate.residual:.1e} σ from the fixed point in eval mode" if estimate.residual else _FIXED
@@ -80,7 +79,7 @@ def _table(estimate: Estimate, *, verbose: bool) -> Iterator[Line]:
     moves = {name: moved_by(layer) for name, layer in estimate.layers.items()}
     if not moves:
         return
-    bars = "".join(_bar(moved) for moved in moves.values())
+    bars = "".join(bar(_size(moved)) for moved in moves.values())
     yield _labelled("moved", bars, "cyan", "  by layer, in execution order")
     shown = list(moves) if verbose else sorted(moves, key=lambda name: -_size(moves[name]))[:_ROWS]
     longest = max(5, *(len(printable(name)) for name in shown))
@@ -98,19 +97,13 @@ def _row(name: str, longest: int, layer: LayerEstimate, moved: Drift) -> Line:
     return (
         Span(f"    {printable(name):<{longest}}  "),
         Span(f"{moved.rms_delta:>8.3f} {error:>7.3f} {ratio:>9.3g} {float(moved.kl.mean()):>8.3g}  "),
-        Span(_bar(moved), "cyan"),
+        Span(bar(_size(moved)), "cyan"),
         Span(share, "dim"),
     )
 
 
 def _size(moved: Drift) -> float:
     return max(moved.rms_delta, moved.median_log_ratio)
-
-
-def _bar(moved: Drift) -> str:
-    """Full at a change of one stored standard deviation."""
-    size = _size(moved)
-    return _BARS[min(len(_BARS) - 1, int(size * len(_BARS)))] if math.isfinite(size) else _BARS[-1]
 
 
 def _remarks(found: Recalibrated, limits: Limits) -> Iterator[Line]:
@@ -139,7 +132,7 @@ def _remarks(found: Recalibrated, limits: Limits) -> Iterator[Line]:
         said = f"{low}" if low == high else f"{low} to {high}"
         yield _labelled("counter", f"num_batches_tracked raised to {said}: nothing of the initial 0 and 1 is left")
     if found.written is not None:
-        changed = _counted(found.written.bytes_changed, "byte")
+        changed = counted(found.written.bytes_changed, "byte")
         yield _labelled("written", f"{changed} differ; record in {printable(found.written.record)}")
 
 
@@ -158,8 +151,3 @@ def _labelled(label: str, text: str, style: str = "", rest: str = "") -> Line:
 
 def _warning(text: str) -> Line:
     return (Span("  warning    ", "bold yellow"), Span(text))
-
-
-def _counted(count: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count} {noun if count == 1 else plural}"

@@ -9,7 +9,7 @@ from itertools import groupby
 from bncheck.core.finding import ExitCode, Finding, Report, Severity, Subject
 from bncheck.core.rule import Rule
 from bncheck.report.measured import drifted, measured_lines
-from bncheck.report.printable import number, printable, shortened
+from bncheck.report.printable import counted, number, printable, shortened
 from bncheck.report.styled import Line, Span
 
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTICE: "bold cyan"}
@@ -40,20 +40,20 @@ def report_lines(report: Report, width: int, *, show_passed: bool, verbose: bool
         lines.extend(_labelled(failure.kind, printable(failure.message), width, label_width=len(failure.kind) + 2))
     if report.skipped:
         lines.append(())
-        lines.append((Span(f"{_counted(report.skipped, 'other file')} found in folders: no models.", "dim"),))
+        lines.append((Span(f"{counted(report.skipped, 'other file')} found in folders: no models.", "dim"),))
     return lines
 
 
 def _verdict(report: Report) -> Line:
     counts = ", ".join(
-        _counted(report.count(severity), severity.label) for severity in reversed(Severity) if report.count(severity)
+        counted(report.count(severity), severity.label) for severity in reversed(Severity) if report.count(severity)
     )
-    files = _counted(len(report.subjects), "file")
+    files = counted(len(report.subjects), "file")
     match report.exit_code:
         case ExitCode.NOT_AUDITED:
             broken = len(report.failures) + sum(not subject.complete for subject in report.subjects)
             word, style = "INCOMPLETE", "bold white on red"
-            text = f"{_counted(broken, 'path')} could not be audited; {counts or 'no findings'} in {files} read"
+            text = f"{counted(broken, 'path')} could not be audited; {counts or 'no findings'} in {files} read"
         case ExitCode.NOTHING_TO_AUDIT:
             word, style = "NOTHING TO AUDIT", "bold black on yellow"
             text = f"no batch-norm or tracked instance-norm layer in {files}"
@@ -62,7 +62,7 @@ def _verdict(report: Report) -> Line:
         case ExitCode.CLEAN:
             word, style = "PASS", "bold black on green"
             layers = sum(len(subject.checkpoint.layers) for subject in report.subjects)
-            text = f"{counts or 'no findings'} in {_counted(layers, 'layer')} of {files}"
+            text = f"{counts or 'no findings'} in {counted(layers, 'layer')} of {files}"
     return (Span(f" {word} ", style), Span(f" {text}"), *_departure(report))
 
 
@@ -72,7 +72,7 @@ def _subject(subject: Subject, width: int, *, show_passed: bool, verbose: bool) 
     quiet = not (
         subject.findings or checkpoint.unread or checkpoint.remarks or subject.measurements or not subject.complete
     )
-    layers = _counted(len(checkpoint.layers), "layer") if checkpoint.layers else "no batch-norm layer"
+    layers = counted(len(checkpoint.layers), "layer") if checkpoint.layers else "no batch-norm layer"
     if not quiet:
         yield ()
     yield (
@@ -114,7 +114,7 @@ def _quiet_state(subject: Subject) -> Line:
     if not subject.checkpoint.layers:
         return (Span("nothing to audit  ", "yellow"),)
     unchecked = len({entry.rule for entry in subject.not_checked})
-    passed = f"{_counted(len(subject.passed), 'rule')} passed"
+    passed = f"{counted(len(subject.passed), 'rule')} passed"
     return (Span("clean  ", "green"), Span(f"{passed}, {unchecked} not checked  " if unchecked else f"{passed}  "))
 
 
@@ -200,7 +200,3 @@ def _wrapped(text: str, width: int, *, indent: int) -> Iterator[Line]:
 def _pieces(text: str, room: int) -> list[str]:
     """Lines of at most ``room`` characters; a word longer than that (a URL, a path) keeps its own line, whole."""
     return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -89,9 +89,3 @@ def host_bytes() -> int:
     except (OSError, StopIteration, ValueError):
         return _UNKNOWN
     return int(_HOST_SHARE * found)
-
-
-def give_back_cached() -> None:
-    """Give back what the GPU's allocator keeps of a failed attempt; call it once its exception is gone."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from bncheck.core.errors import BadUsage
 
@@ -23,3 +24,10 @@ def device_named(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise BadUsage(f"--device {name}: {str(error).partition(chr(10))[0]}") from None
     return device
+
+
+def place_of_module(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and number format of a module's first floating tensor."""
+    floating = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    first = next(floating, torch.empty(0))
+    return first.device, first.dtype

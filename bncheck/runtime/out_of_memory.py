@@ -42,6 +42,11 @@ def telling_out_of_memory(what: str) -> Iterator[None]:
 def let_go(error: OutOfMemory) -> None:
     """Forget the failed attempt, whose frames hold on to everything it had allocated."""
     error.__context__ = error.__traceback__ = None
+    give_back_cached()
+
+
+def give_back_cached() -> None:
+    """Give back what the GPU's allocator keeps of a failed attempt; call it once its exception is gone."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
