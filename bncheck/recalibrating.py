@@ -23,7 +23,7 @@ from bncheck.core.recalibration import Choice, FileChoice, Metric, Recalibrated,
 from bncheck.core.update_count import updates_to_write
 from bncheck.patch import NewMoments, check_output_of, check_patchable, patch_file
 from bncheck.probe.metric import FigureOfMerit, accuracy_on, by_function
-from bncheck.readers import read
+from bncheck.readers import read_named
 from bncheck.readers.live_module import read_live
 from bncheck.recalibration.prior import ByEvidence, PseudoSamples
 from bncheck.recalibration.ranks import Distributed, OneProcess, Ranks, joined
@@ -167,7 +167,7 @@ def recalibrate_file(
     Raises:
         BncheckError: it cannot be done; then nothing was written.
     """
-    checkpoint = read(path, limits)
+    checkpoint = read_named(path, limits)
     group = chosen_group(checkpoint, chosen.run.group)
     device = _place_of_rank(device_named(chosen.run.device))
     loaded = load_model(

@@ -10,10 +10,8 @@ import typer
 from bncheck.cli.app import app
 from bncheck.cli.options import AllowCall, Debug
 from bncheck.cli.output import OutputFormat, emit, text_width
-from bncheck.core.errors import BncheckError
 from bncheck.core.finding import ExitCode
-from bncheck.readers import read
-from bncheck.readers.urls import shown
+from bncheck.readers import read_named
 from bncheck.report.document import layer_document
 from bncheck.report.json import to_json
 
@@ -26,10 +24,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show every normalisation layer of a file with what the file says of it; ? where it does not say."""
-    try:
-        checkpoint = read(path, vouched=frozenset(allow_call or ()))
-    except BncheckError as error:
-        raise type(error)(f"{shown(path)}: {error}") from None
+    checkpoint = read_named(path, vouched=frozenset(allow_call or ()))
     match output_format:
         case OutputFormat.JSON:
             emit(

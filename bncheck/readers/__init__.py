@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from bncheck.core.checkpoint import Checkpoint
-from bncheck.core.errors import UnreadableFile, UnsupportedFile
+from bncheck.core.errors import BncheckError, UnreadableFile, UnsupportedFile
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
 from bncheck.readers.hugging_face import with_config
 from bncheck.readers.safetensors import read_safetensors
@@ -21,6 +21,14 @@ from bncheck.readers.zip_archive import read_zip
 
 _NOBODY: frozenset[str] = frozenset()
 _EXTRA_MISSING = 'URLs are read with fsspec, which is not installed: pip install "bncheck[remote]"'
+
+
+def read_named(path: str, limits: Limits = DEFAULT_LIMITS, vouched: frozenset[str] = _NOBODY) -> Checkpoint:
+    """The same as ``read``, for commands on a single file: what it raises begins with the path."""
+    try:
+        return read(path, limits, vouched)
+    except BncheckError as error:
+        raise type(error)(f"{shown(path)}: {error}") from None
 
 
 def read(path: str, limits: Limits = DEFAULT_LIMITS, vouched: frozenset[str] = _NOBODY) -> Checkpoint:

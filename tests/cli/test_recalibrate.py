@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import bncheck as bncheck_api
 from bncheck.cli.app import app
-from bncheck.core.errors import BncheckError, CannotWrite
+from bncheck.core.errors import BncheckError, CannotWrite, UnreadableFile
 from bncheck.core.estimate import moved_by
 from bncheck.core.recalibration import Choice, FileChoice
 from bncheck.core.run_options import RunOptions
@@ -365,3 +365,11 @@ def test_what_the_rules_recommend_cures_what_they_found(case: str, rule: str, tm
     (mended,) = bncheck_api.audit(fixed, run=run).subjects
     assert mended.complete
     assert not {rule, "BN106", "BN201", "BN405", "BN406", "BN407"} & {finding.rule for finding in mended.findings}
+
+
+def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(STALE.read_bytes()[:9000])
+    with pytest.raises(UnreadableFile, match=f"{cut}: .* cut short"):
+        recalibrate_file(str(cut), FileChoice(RunOptions(HELD_OUT, DIGIT_NET[-1]), output=str(tmp_path / "fixed.pt")))
+    assert _left_in(tmp_path) == {"cut.pt"}
