@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from bncheck.core.checkpoint import Checkpoint
-from bncheck.core.finding import Finding, NotChecked, Outcome, Passed, Severity, Subject
+from bncheck.core.finding import Finding, Hit, NotChecked, Outcome, Passed, Severity, Subject
 from bncheck.core.layer_drift import drifts
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.core.measurement import Measurements
+from bncheck.core.remedies import about_file
 from bncheck.core.rule import Evidence, Rule, Undecided, Verdict
 
 
@@ -116,20 +117,17 @@ def _finding(
     message: str,
     hits: Sequence[tuple[NormLayer | None, Evidence]],
 ) -> Finding:
-    worst_layer, worst = max(hits, key=lambda hit: hit[1].badness)
-    evidence = dict(worst.numbers)
-    if worst_layer is not None and evidence and any(hit.badness != worst.badness for _, hit in hits):
-        evidence["worst layer"] = worst_layer.full_name
-    return Finding(
-        rule=rule.id,
-        name=rule.name,
-        severity=severity,
-        message=message,
-        layers=tuple(layer.full_name for layer, _ in hits if layer is not None),
-        evidence=evidence,
-        rationale=rule.rationale,
-        remedy=(rule.remedy if worst.remedy is None else worst.remedy).replace("{path}", checkpoint.path),
+    seen = tuple(
+        Hit(
+            layer=None if layer is None else layer.full_name,
+            numbers=dict(evidence.numbers),
+            badness=evidence.badness,
+            remedy=about_file(rule.remedy if evidence.remedy is None else evidence.remedy, checkpoint.path),
+        )
+        for layer, evidence in hits
     )
+    empty = Finding(rule.id, rule.name, severity, message, (), {}, rule.rationale, "")
+    return empty.of(seen)
 
 
 def _listed(names: Sequence[str]) -> str:

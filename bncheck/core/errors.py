@@ -55,6 +55,24 @@ class BadUsage(BncheckError):
     kind = "bad-usage"
 
 
+class BadConfig(BadUsage):
+    """The config, the baseline or a file they name says what bncheck does not understand."""
+
+    kind = "bad-config"
+
+
+class FindingsFound(BncheckError):
+    """An audit is not clean, raised for a caller who asked for that."""
+
+    kind = "findings"
+
+
+class MissingExtra(BadUsage):
+    """What was asked for needs a library that only an extra of bncheck installs."""
+
+    kind = "missing-extra"
+
+
 class BadSpec(BadUsage):
     """A SPEC on the command line names nothing that can be called."""
 
