@@ -2,7 +2,10 @@
 
     >>> import bncheck
     >>> report = bncheck.audit("model.pt")
-    >>> report.exit_code
+    >>> for subject in report.subjects:
+    ...     for finding in subject.findings:
+    ...         print(finding.rule, finding.severity.label, finding.layers, finding.remedy)
+    >>> report.raise_for_findings()
 
 Importing the package imports neither torch nor numpy: names are loaded when they are first used.
 """
@@ -16,20 +19,26 @@ from bncheck.version import __version__
 
 if TYPE_CHECKING:
     from bncheck.api import audit
-    from bncheck.core.errors import BncheckError
-    from bncheck.core.finding import ExitCode, Finding, NotChecked, Report, Severity, Subject
+    from bncheck.core.checkpoint import Stage
+    from bncheck.core.errors import BncheckError, FindingsFound
+    from bncheck.core.finding import Excused, ExitCode, Finding, NotChecked, Report, Severity, Subject
+    from bncheck.core.limits import Limits
     from bncheck.core.run_options import RunOptions
     from bncheck.recalibrating import Recalibration, recalibrate
 
 __all__ = [
     "BncheckError",
+    "Excused",
     "ExitCode",
     "Finding",
+    "FindingsFound",
+    "Limits",
     "NotChecked",
     "Recalibration",
     "Report",
     "RunOptions",
     "Severity",
+    "Stage",
     "Subject",
     "__version__",
     "audit",
@@ -39,10 +48,15 @@ __all__ = [
 _HOMES = {
     "audit": "bncheck.api",
     "BncheckError": "bncheck.core.errors",
+    "FindingsFound": "bncheck.core.errors",
+    "Limits": "bncheck.core.limits",
     "Recalibration": "bncheck.recalibrating",
     "RunOptions": "bncheck.core.run_options",
+    "Stage": "bncheck.core.checkpoint",
     "recalibrate": "bncheck.recalibrating",
-    **dict.fromkeys(("ExitCode", "Finding", "NotChecked", "Report", "Severity", "Subject"), "bncheck.core.finding"),
+    **dict.fromkeys(
+        ("Excused", "ExitCode", "Finding", "NotChecked", "Report", "Severity", "Subject"), "bncheck.core.finding"
+    ),
 }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict, TypeGuard
 
 from bncheck.auditing import Settings, audit_module, audit_paths, select_rules
+from bncheck.catalogue import RULES
 from bncheck.core.checkpoint import Stage
 from bncheck.core.errors import BadUsage
 from bncheck.core.finding import Report, Severity
@@ -18,15 +19,40 @@ if TYPE_CHECKING:
     from torch import nn  # noqa: TID251 - a type alone: nothing is imported
 
 
+class AuditOptions(TypedDict, total=False):
+    """Keyword arguments of ``audit``."""
+
+    select: Sequence[str]
+    ignore: Sequence[str]
+    stage: Stage | None
+    fail_on: Severity | None
+    fail_if_not_checked: bool | Sequence[str]
+    severities: Mapping[str, Severity]
+    limits: Limits
+    allow_calls: Sequence[str]
+    run: RunOptions | None
+    jobs: int
+    data: Iterable[object] | None
+    forward: Callable[..., object] | None
+    samples: int | None
+    input_key: str | None
+    label_key: str | None
+    train_data: Iterable[object] | None
+    train_step: Callable[..., object] | None
+
+
 def audit(
     *subjects: str | os.PathLike[str] | nn.Module,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     stage: Stage | None = None,
     fail_on: Severity | None = Severity.ERROR,
+    fail_if_not_checked: bool | Sequence[str] = False,
+    severities: Mapping[str, Severity] | None = None,
     limits: Limits = DEFAULT_LIMITS,
     allow_calls: Sequence[str] = (),
     run: RunOptions | None = None,
+    jobs: int = 1,
     data: Iterable[object] | None = None,
     forward: Callable[..., object] | None = None,
     samples: int | None = None,
@@ -43,10 +69,15 @@ def audit(
         ignore: code prefixes of rules to leave out.
         stage: what the files are for; None infers it from each file.
         fail_on: least severity that makes the report's exit code 1.
+        fail_if_not_checked: whether a rule that could not tell makes it 2; or code prefixes of the rules of which
+            that is true.
+        severities: code → the severity its findings have, in place of what the rule says.
         limits: every threshold.
         allow_calls: ``module.name`` of callables that whole-module pickles may name beyond the known ones; they are
             not called here either.
         run: how to build the models of files and what to run them on; None runs nothing and imports no torch.
+        jobs: files to audit at the same time, each in a process of its own; with more than one, a script calls this
+            under ``if __name__ == "__main__":``, as ``multiprocessing`` asks for.
         data: for a module: an iterable of batches to run it on, such as a ``DataLoader``.
         forward: for a module: callable (model, inputs) → prediction; None calls the module.
         samples: for a module: how many to run on; 2048 where None.
@@ -56,12 +87,26 @@ def audit(
         train_step: for a module: callable (model, batch) that takes one training step; it is undone.
 
     Returns:
-        The report; files that could not be read are in its ``failures``.
+        The report; files that could not be read are in its ``failures``. ``report.raise_for_findings()`` turns one that
+        is not clean into an exception.
 
     Raises:
         BadUsage: a code prefix matches no rule, or the arguments do not go together.
     """
-    settings = Settings(select_rules(select, ignore), stage, fail_on, limits, frozenset(allow_calls), run)
+    must_check = _prefixes(fail_if_not_checked)
+    select_rules(must_check, ())
+    if unknown := [code for code in severities or {} if code not in {rule.id for rule in RULES}]:
+        raise BadUsage(f"no rule is called {unknown[0]!r}; `bncheck rules` lists them")
+    settings = Settings(
+        rules=select_rules(select, ignore),
+        stage=stage,
+        fail_on=fail_on,
+        limits=limits,
+        vouched=frozenset(allow_calls),
+        run=run,
+        severities=severities or {},
+        must_check=must_check,
+    )
     given = {
         "data": data,
         "forward": forward,
@@ -79,7 +124,7 @@ def audit(
     if not modules:
         if named:
             raise BadUsage(f"{named[0]} goes with a module in memory; for files say run=RunOptions({named[0]}=…)")
-        return audit_paths(paths, settings)
+        return audit_paths(paths, settings, jobs=jobs)
     if len(subjects) > 1:
         raise BadUsage("a module in memory is audited alone: one call of audit() for each")
     if run is not None:
@@ -96,6 +141,12 @@ def audit(
         train_step=train_step,
     )
     return audit_module(modules[0], settings, in_memory if named else None)
+
+
+def _prefixes(fail_if_not_checked: bool | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(fail_if_not_checked, bool):
+        return ("ALL",) if fail_if_not_checked else ()
+    return tuple(fail_if_not_checked)
 
 
 def _is_module(subject: object) -> TypeGuard[nn.Module]:

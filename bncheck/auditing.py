@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from bncheck.catalogue import RULES
 from bncheck.core.checkpoint import Checkpoint, Stage
-from bncheck.core.errors import BadUsage, BncheckError, NoModel, UnsupportedFile, UserCodeFailed
-from bncheck.core.finding import Failure, Report, Severity, Subject
+from bncheck.core.choices import Choices, StageChoice
+from bncheck.core.errors import BadConfig, BadUsage, BncheckError, NoModel, UnsupportedFile, UserCodeFailed
+from bncheck.core.finding import Failure, Finding, Report, Severity, Subject
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
 from bncheck.core.measurement import Measurements, NotMeasured
+from bncheck.core.remedies import with_specs
 from bncheck.core.rule import Rule
 from bncheck.core.run_options import InMemory, RunOptions
 from bncheck.engine import examine
@@ -43,6 +45,9 @@ class Settings:
         limits: every threshold.
         vouched: callables that whole-module pickles may name beyond the known ones.
         run: what to run the models on; None reads the files alone.
+        severities: code → the severity its findings have, in place of what the rule says.
+        must_check: code prefixes of the rules that may not go unchecked.
+        nothing_is_clean: whether a run that found no normalisation layer is clean.
     """
 
     rules: tuple[Rule, ...] = RULES
@@ -51,10 +56,44 @@ class Settings:
     limits: Limits = DEFAULT_LIMITS
     vouched: frozenset[str] = frozenset()
     run: RunOptions | None = None
+    severities: Mapping[str, Severity] = field(default_factory=dict)
+    must_check: tuple[str, ...] = ()
+    nothing_is_clean: bool = False
+
+    def with_choices(self, choices: Choices) -> Settings:
+        """These settings, with what the user says of a model.
+
+        Raises:
+            BadUsage: a code prefix matches no rule, or a model is to be run on nothing.
+            BadConfig: a limit lies above the one it warns of.
+        """
+        try:
+            limits = replace(self.limits, **(choices.limits or {}))  # type: ignore[arg-type]  # the config has checked
+        except ValueError as error:
+            raise BadConfig(f"limits: {error}") from None
+        return replace(
+            self,
+            rules=select_rules(choices.select or (), choices.ignore or ()),
+            stage=None if choices.stage in (None, StageChoice.AUTO) else Stage(choices.stage.value),
+            limits=limits,
+            vouched=frozenset(choices.allow_call or ()),
+            run=choices.run(),
+            severities=choices.severity or {},
+        )
+
+
+SettingsOf = Callable[[str], Settings]
+"""How to audit the file of this path."""
 
 
 def audit_paths(
-    paths: Iterable[str], settings: Settings, progress: Progress | None = None, tell: SampleProgress | None = None
+    paths: Iterable[str],
+    settings: Settings,
+    progress: Progress | None = None,
+    tell: SampleProgress | None = None,
+    *,
+    settings_of: SettingsOf | None = None,
+    jobs: int = 1,
 ) -> Report:
     """Audit files, folders and globs; a file that cannot be read never stops the others.
 
@@ -63,30 +102,91 @@ def audit_paths(
         settings: how to audit.
         progress: told before each file.
         tell: told of the samples a model has been run on.
+        settings_of: how to audit single files; None: all alike.
+        jobs: processes; with more than one, a file that ends its process is that file's failure alone.
+
+    Raises:
+        BadUsage: there are to be no processes.
     """
+    if jobs < 1:
+        raise BadUsage(f"jobs is {jobs}; it is 1 or more")
     found = find_files(paths, settings.limits)
+    tasks = [_Task(path, settings if settings_of is None else settings_of(path)) for path in found.files]
+    results: dict[int, Subject | _Failed] = {}
+    for index, result in _results(tasks, jobs, progress, tell):
+        results[index] = result
     subjects: list[Subject] = []
     failures = list(found.failures)
     skipped = found.skipped
     for index, path in enumerate(found.files):
+        match results[index]:
+            case Subject() as subject:
+                subjects.append(subject)
+            case _Failed(failure=failure, no_model=no_model):
+                # Beside a model lie its scheduler and its settings: passed over where nobody named them.
+                if no_model and path in found.walked:
+                    skipped += 1
+                else:
+                    failures.append(failure)
+    return Report(
+        tuple(subjects),
+        tuple(failures),
+        skipped,
+        settings.fail_on,
+        settings.must_check,
+        nothing_is_clean=settings.nothing_is_clean,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    path: str
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    failure: Failure
+    no_model: bool = False
+    """Whether it was read to its end and holds something else than a network."""
+
+
+def _results(
+    tasks: Sequence[_Task], jobs: int, progress: Progress | None, tell: SampleProgress | None
+) -> Iterator[tuple[int, Subject | _Failed]]:
+    """What became of each task, by its index."""
+    if jobs == 1 or len(tasks) < 2:
+        for index, task in enumerate(tasks):
+            if progress is not None:
+                progress(index, len(tasks), task.path)
+            yield index, _attempt(task, tell)
+        return
+    from bncheck.workers import Died, work  # noqa: PLC0415 - multiprocessing is no matter of a single file
+
+    for done, (index, result) in enumerate(work(_attempt, tasks, jobs), 1):
         if progress is not None:
-            progress(index, len(found.files), path)
-        try:
-            subjects.append(_audit_file(path, settings, tell))
-        except BncheckError as error:
-            # Beside a model lie its scheduler and its settings: passed over where nobody named them.
-            if isinstance(error, NoModel) and path in found.walked:
-                skipped += 1
-            else:
-                failures.append(Failure(shown(path), error.kind, str(error)))
-        except (MemoryError, RecursionError) as error:
-            too_much = f"reading it needs too much memory ({type(error).__name__})"
-            failures.append(Failure(shown(path), "unsafe-file", too_much))
-        except Exception as error:
-            # A fault of ours on one file must neither hide the others nor end as exit code 1, which means findings.
-            what = f"bncheck failed on it: {type(error).__name__}: {error}"
-            failures.append(Failure(shown(path), "internal-error", what))
-    return Report(tuple(subjects), tuple(failures), skipped, settings.fail_on)
+            progress(done, len(tasks), tasks[index].path)
+        if isinstance(result, Died):
+            what = f"its process died while it was audited: {result.how}"
+            yield index, _Failed(Failure(shown(tasks[index].path), "process-died", what))
+        else:
+            yield index, result
+
+
+def _attempt(task: _Task, tell: SampleProgress | None = None) -> Subject | _Failed:
+    """Audit a file; raises nothing but what ends the whole run."""
+    path = shown(task.path)
+    try:
+        return _audit_file(task.path, task.settings, tell)
+    except BncheckError as error:
+        return _Failed(Failure(path, error.kind, str(error)), isinstance(error, NoModel))
+    except (MemoryError, RecursionError) as error:
+        too_much = f"reading it needs too much memory ({type(error).__name__})"
+        return _Failed(Failure(path, "unsafe-file", too_much))
+    except Exception as error:
+        # A fault of ours on one file must neither hide the others nor end as exit code 1, which means findings.
+        what = f"bncheck failed on it: {type(error).__name__}: {error}"
+        return _Failed(Failure(path, "internal-error", what))
 
 
 def audit_module(model: nn.Module, settings: Settings, given: InMemory | None) -> Report:
@@ -110,7 +210,8 @@ def audit_module(model: nn.Module, settings: Settings, given: InMemory | None) -
         from bncheck.measuring import measure_in_memory  # noqa: PLC0415
 
         measurements = _or_failed(lambda: measure_in_memory(model, checkpoint, given), "", "")
-    return Report((examine(checkpoint, settings.rules, settings.limits, measurements),), fail_on=settings.fail_on)
+    subject = _examined(checkpoint, settings, measurements)
+    return Report((subject,), fail_on=settings.fail_on, must_check=settings.must_check)
 
 
 def _audit_file(path: str, settings: Settings, tell: SampleProgress | None) -> Subject:
@@ -120,7 +221,26 @@ def _audit_file(path: str, settings: Settings, tell: SampleProgress | None) -> S
     # A model may have layers of which the file says nothing: where only parameters were saved.
     runs = settings.run is not None and bool(checkpoint.layers or settings.run.model)
     measurements = _measured(checkpoint, settings.run, tell) if runs and settings.run is not None else None
-    return examine(checkpoint, settings.rules, settings.limits, measurements)
+    subject = _examined(checkpoint, settings, measurements)
+    return replace(subject, checkpoint=_without_places(checkpoint))
+
+
+def _without_places(checkpoint: Checkpoint) -> Checkpoint:
+    """What reports tell of: where each tensor's bytes lie is half of a checkpoint, and a run may hold thousands."""
+    return replace(checkpoint, tensors={}, networks={}, moments={}, file=None)
+
+
+def _examined(checkpoint: Checkpoint, settings: Settings, measurements: Measurements | None) -> Subject:
+    """What the rules say, at the severities the user gives them, with remedies that name the user's SPECs."""
+    subject = examine(checkpoint, settings.rules, settings.limits, measurements)
+    outcomes = tuple(_as_told(entry, settings) if isinstance(entry, Finding) else entry for entry in subject.outcomes)
+    return replace(subject, outcomes=outcomes)
+
+
+def _as_told(finding: Finding, settings: Settings) -> Finding:
+    hits = tuple(replace(hit, remedy=with_specs(hit.remedy, settings.run)) for hit in finding.hits)
+    severity = settings.severities.get(finding.rule, finding.severity)
+    return replace(finding, severity=severity, remedy=with_specs(finding.remedy, settings.run), hits=hits)
 
 
 def _measured(checkpoint: Checkpoint, options: RunOptions, tell: SampleProgress | None) -> Measurements:

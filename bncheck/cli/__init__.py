@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from bncheck.cli.app import app
 from bncheck.cli.audit import audit as _audit  # noqa: F401 - registers the command
 from bncheck.cli.explain import explain as _explain  # noqa: F401
+from bncheck.cli.init import init as _init  # noqa: F401
 from bncheck.cli.inspect import inspect as _inspect  # noqa: F401
 from bncheck.cli.recalibrate import recalibrate as _recalibrate  # noqa: F401
 from bncheck.cli.rules import rules as _rules  # noqa: F401

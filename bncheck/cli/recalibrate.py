@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 from typing import Annotated
 
 import typer
 
+from bncheck.auditing import Settings
 from bncheck.cli.app import app
+from bncheck.cli.config_option import ConfigFile, NoConfig, the_config
 from bncheck.cli.options import Debug
-from bncheck.cli.output import OutputFormat, emit, show
+from bncheck.cli.output import emit, show
 from bncheck.cli.progress import progress_bar
 from bncheck.cli.run_options import (
     BatchSize,
@@ -22,19 +25,27 @@ from bncheck.cli.run_options import (
     LabelKey,
     Model,
     ModelArg,
-    Precision,
     PrecisionOption,
     TrustPickle,
-    run_options,
+    model_arguments,
 )
+from bncheck.core.choices import Choices
 from bncheck.core.errors import BadUsage
 from bncheck.core.estimate import Method
 from bncheck.core.finding import ExitCode
-from bncheck.core.limits import DEFAULT_LIMITS
 from bncheck.core.recalibration import Choice, FileChoice
 from bncheck.report.json import to_json
 from bncheck.report.recalibrated import recalibrated_lines
 from bncheck.report.recalibration_document import recalibration_document
+
+
+class RecalibrationFormat(enum.StrEnum):
+    """Formats of what is told on stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+    HTML = "html"
+
 
 _ESTIMATE = "Estimating"
 _SHIFT = "Domain shift"
@@ -108,15 +119,19 @@ def recalibrate(
         bool,
         typer.Option("--require-improvement", help="Write nothing where the metric fell.", rich_help_panel=_SHIFT),
     ] = False,
-    group: Group = "model",
-    batch_size: BatchSize = 64,
+    group: Group = None,
+    batch_size: BatchSize = None,
     input_key: InputKey = None,
     label_key: LabelKey = None,
-    device: Device = "auto",
-    precision: PrecisionOption = Precision.FP32,
-    trust_pickle: TrustPickle = False,
+    device: Device = None,
+    precision: PrecisionOption = None,
+    trust_pickle: TrustPickle = None,
+    config: ConfigFile = None,
+    no_config: NoConfig = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that processes wait for one another.")] = 300,
-    output_format: Annotated[OutputFormat, typer.Option("--format", help="Report on stdout.")] = OutputFormat.TEXT,
+    output_format: Annotated[
+        RecalibrationFormat, typer.Option("--format", help="Report on stdout.")
+    ] = RecalibrationFormat.TEXT,
     verbose: Annotated[bool, typer.Option("--verbose", help="List every layer.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -128,23 +143,23 @@ def recalibrate(
         raise BadUsage("say where the copy goes (-o fixed.pt), or --dry-run")
     if require_improvement and evaluate is None and eval_data is None:
         raise BadUsage("--require-improvement needs something to measure: --evaluate or --eval-data")
-    run = run_options(
+    said = Choices(
         data=data,
         model=model,
-        model_arg=model_arg or (),
+        model_arg=model_arguments(model_arg),
         forward=forward,
-        samples=1,
         batch_size=batch_size,
         input_key=input_key,
         label_key=label_key,
         device=device,
         precision=precision,
         trust_pickle=trust_pickle,
-        train_data=None,
-        train_step=None,
         group=group,
     )
-    if run is None:
+    # Of training and of rules a config may say what it wants: here nothing comes of it.
+    settings = Settings().with_choices(said.over(the_config(config, no_config).choices_for(path)))
+    run = settings.run
+    if run is None or run.data is None:
         raise BadUsage("--data, what to estimate from, is missing")
     chosen = FileChoice(
         run=run,
@@ -172,15 +187,19 @@ def recalibrate(
     with progress_bar() as progress:
         tell = progress.samples
         found = recalibrate_file(
-            path, chosen, DEFAULT_LIMITS, None if tell is None else lambda done, total: tell(done, total or done)
+            path, chosen, settings.limits, None if tell is None else lambda done, total: tell(done, total or done)
         )
     if int(os.environ.get("RANK", "0")):
         return
     match output_format:
-        case OutputFormat.JSON:
+        case RecalibrationFormat.JSON:
             emit(to_json(recalibration_document(found, chosen, libraries())))
-        case OutputFormat.TEXT:
-            show(recalibrated_lines(found, DEFAULT_LIMITS, dry_run=dry_run, verbose=verbose))
+        case RecalibrationFormat.HTML:
+            from bncheck.report.html import recalibration_to_html  # noqa: PLC0415 - an extra
+
+            emit(recalibration_to_html(recalibration_document(found, chosen, libraries())))
+        case RecalibrationFormat.TEXT:
+            show(recalibrated_lines(found, settings.limits, dry_run=dry_run, verbose=verbose))
     raise typer.Exit(ExitCode.FINDINGS if found.why_not_written is not None else ExitCode.CLEAN)
 
 

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from bncheck.core.choices import Precision
 from bncheck.core.errors import BadUsage
-from bncheck.core.run_options import RunOptions
 
 PANEL = "Running the model"
-
-
-class Precision(enum.StrEnum):
-    """Number format the model runs in."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
 
 
 _SPEC = "package.module:callable or path/to/file.py:callable"
@@ -55,67 +46,48 @@ Forward = Annotated[
     str | None,
     typer.Option(metavar="SPEC", help="How to predict: callable(model, inputs).", rich_help_panel=PANEL),
 ]
+# None where they are not given: a config may say them, and what it leaves open has the default that help shows.
 Group = Annotated[
-    str,
+    str | None,
     typer.Option(
-        metavar="NAME", help="The copy of the network to run: model, ema … as reported.", rich_help_panel=PANEL
+        metavar="NAME",
+        help="The copy of the network to run: model, ema … as reported.",
+        rich_help_panel=PANEL,
+        show_default="model",
     ),
 ]
-Samples = Annotated[int, typer.Option(min=2, help="Samples to run on.", rich_help_panel=PANEL)]
-BatchSize = Annotated[int, typer.Option(min=1, help="For files of inputs.", rich_help_panel=PANEL)]
+Samples = Annotated[
+    int | None, typer.Option(min=2, help="Samples to run on.", rich_help_panel=PANEL, show_default="2048")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="For files of inputs.", rich_help_panel=PANEL, show_default="64")
+]
 InputKey = Annotated[str | None, typer.Option(help="Key of the inputs in batches.", rich_help_panel=PANEL)]
 LabelKey = Annotated[str | None, typer.Option(help="Key of the labels in batches.", rich_help_panel=PANEL)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda:0 or mps.", rich_help_panel=PANEL)]
-PrecisionOption = Annotated[Precision, typer.Option(help="Number format to run in.", rich_help_panel=PANEL)]
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda:0 or mps.", rich_help_panel=PANEL, show_default="auto")
+]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option(help="Number format to run in.", rich_help_panel=PANEL, show_default="fp32")
+]
 TrustPickle = Annotated[
-    bool,
-    typer.Option("--trust-pickle", help="Load pickled modules, which runs code of the file's.", rich_help_panel=PANEL),
+    bool | None,
+    typer.Option(
+        "--trust-pickle",
+        help="Load pickled modules, which runs code of the file's.",
+        rich_help_panel=PANEL,
+        show_default=False,
+    ),
 ]
 
 
-def run_options(
-    data: str | None,
-    model: str | None,
-    model_arg: Sequence[str],
-    forward: str | None,
-    samples: int,
-    batch_size: int,
-    input_key: str | None,
-    label_key: str | None,
-    device: str,
-    precision: Precision,
-    trust_pickle: bool,
-    train_data: str | None,
-    train_step: str | None,
-    group: str,
-) -> RunOptions | None:
-    """What to run; None where no data was given.
+def model_arguments(texts: Sequence[str] | None) -> dict[str, object] | None:
+    """What ``--model-arg KEY=VALUE`` says; None where it was not given.
 
     Raises:
-        BadUsage: a model was given without data, or an argument is no KEY=VALUE.
+        BadUsage: one is no KEY=VALUE.
     """
-    if data is None and train_data is None:
-        if train_step is not None:
-            raise BadUsage("--train-step says how to train; what to train on, --train-data or --data, is missing")
-        if model is not None:
-            raise BadUsage("--model says how to build the model; --data, what to run it on, is missing")
-        return None
-    return RunOptions(
-        data=data,
-        model=model,
-        model_arguments=dict(_argument(text) for text in model_arg),
-        forward=forward,
-        samples=samples,
-        batch_size=batch_size,
-        input_key=input_key,
-        label_key=label_key,
-        device=device,
-        precision=precision.value,
-        trust_pickle=trust_pickle,
-        train_data=train_data,
-        train_step=train_step,
-        group=group,
-    )
+    return None if texts is None else dict(_argument(text) for text in texts)
 
 
 def _argument(text: str) -> tuple[str, object]:

@@ -131,6 +131,28 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert not _left_in(tmp_path)
 
 
+def test_pictures_of_what_moved(tmp_path: Path) -> None:
+    finished = bncheck(
+        "recalibrate", STALE, "--data", HELD_OUT, *DIGIT_NET, "--dry-run", "--format", "html", cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("<!DOCTYPE html>")
+    assert "Movement by depth" in finished.stdout
+    assert "bn4" in finished.stdout
+
+
+def test_limits_and_specs_come_from_the_config(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(STALE.read_bytes())
+    (tmp_path / "bncheck.yaml").write_text(
+        f"limits: {{settled-mean: 0.9, settled-variance: 0.9}}\n"
+        f"models:\n  - paths: model.pt\n    model: {FIXTURES / 'networks.py'}:DigitNet\n    data: {HELD_OUT}\n"
+    )
+    finished = bncheck("recalibrate", "model.pt", "--dry-run", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "100 % of channels within the limits of standard error" in finished.stdout
+    assert "going by bncheck.yaml" in finished.stderr
+
+
 def test_nothing_is_written_where_the_metric_falls(tmp_path: Path) -> None:
     """Digits in fog are not what the healthy model will see."""
     healthy = FIXTURES / "healthy-cnn-state-dict" / "model.pt"
