@@ -12,7 +12,7 @@ from bncheck.core.finding import ExitCode
 from bncheck.report.styled import Line
 from bncheck.report.text import plain
 
-_PIPED_WIDTH = 100
+PIPED_WIDTH = 100
 
 
 class OutputFormat(enum.StrEnum):
@@ -33,7 +33,7 @@ def text_width() -> int:
     """Columns to write for."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS"):
         return shutil.get_terminal_size().columns
-    return _PIPED_WIDTH
+    return PIPED_WIDTH
 
 
 def emit(text: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from bncheck.core.finding import Finding, NotChecked, Report, Severity, Subject
+from bncheck.core.finding import Excused, Finding, NotChecked, Report, Severity, Subject
 from bncheck.core.layer_drift import LayerDrift
 from bncheck.core.layers import Averaging, Float64Array, NormLayer
 from bncheck.core.measurement import (
@@ -31,35 +31,40 @@ def report_document(report: Report, *, channels: bool = False) -> Document:
 
     Args:
         report: the run.
-        channels: whether measured layers come with their numbers channel by channel.
+        channels: whether layers come with their stored moments, and measured ones with what was measured, channel by
+            channel.
     """
     return {
         "schema_version": SCHEMA_VERSION,
         "bncheck_version": __version__,
-        "subjects": [_subject(subject, channels=channels) for subject in report.subjects],
+        "subjects": [_subject(subject, report, channels=channels) for subject in report.subjects],
         "errors": [
             {"path": failure.path, "kind": failure.kind, "message": failure.message} for failure in report.failures
         ],
+        "remarks": list(report.remarks),
         "summary": {
             **{severity.label: report.count(severity) for severity in reversed(Severity)},
+            "excused": report.excused,
             "files": len(report.subjects) + len(report.failures),
             "skipped": report.skipped,
+            "fail_on": None if report.fail_on is None else report.fail_on.label,
             "exit_code": int(report.exit_code),
         },
     }
 
 
-def _subject(subject: Subject, *, channels: bool) -> Document:
+def _subject(subject: Subject, report: Report, *, channels: bool) -> Document:
     checkpoint = subject.checkpoint
     return {
         "path": checkpoint.path,
         "format": checkpoint.format.value,
         "packaging": checkpoint.packaging.value,
         "stage": checkpoint.stage.value,
-        "layers": [layer_document(layer) for layer in checkpoint.layers],
+        "layers": [_layer(layer, channels=channels) for layer in checkpoint.layers],
         "findings": [_finding(finding) for finding in subject.findings],
+        "excused": [_excused(entry) for entry in subject.excused],
         "passed": list(subject.passed),
-        "not_checked": [_not_checked(entry) for entry in subject.not_checked],
+        "not_checked": [_not_checked(entry, report) for entry in subject.not_checked],
         "measurements": _measurements(subject, channels=channels),
         "unread": [{"what": entry.what, "reason": entry.reason} for entry in checkpoint.unread],
         "remarks": list(checkpoint.remarks),
@@ -173,9 +178,11 @@ def _channels(seen: LayerMeasurement, drift: LayerDrift | None) -> Document:
         "log_ratio_error": None if compared is None else compared.log_ratio_error,
         "kl": None if compared is None else compared.kl,
     }
-    return {
-        name: None if array is None else [finite(float(number)) for number in array] for name, array in arrays.items()
-    }
+    return {name: _numbers(array) for name, array in arrays.items()}
+
+
+def _numbers(array: Float64Array | None) -> Json:
+    return None if array is None else [finite(float(number)) for number in array]
 
 
 def _drift(drift: LayerDrift) -> Document:
@@ -189,6 +196,16 @@ def _drift(drift: LayerDrift) -> Document:
         "log_ratio_noise": finite(drift.log_ratio_noise),
         "kl": finite(float(drift.channels.kl.mean())),
     }
+
+
+def _layer(layer: NormLayer, *, channels: bool) -> Document:
+    document = layer_document(layer)
+    if channels:
+        document["channels"] = {
+            "running_mean": _numbers(layer.running_mean),
+            "running_var": _numbers(layer.running_var),
+        }
+    return document
 
 
 def layer_document(layer: NormLayer) -> Document:
@@ -246,8 +263,23 @@ def _finding(finding: Finding) -> Document:
     }
 
 
-def _not_checked(entry: NotChecked) -> Document:
-    return {"rule": entry.rule, "reason": entry.reason, "layers": list(entry.layers), "crashed": entry.crashed}
+def _excused(entry: Excused) -> Document:
+    excuse = entry.excuse
+    until = None if excuse.until is None else excuse.until.isoformat()
+    return {
+        **_finding(entry.finding),
+        "excuse": {"by": excuse.by.value, "reason": excuse.reason, "until": until},
+    }
+
+
+def _not_checked(entry: NotChecked, report: Report) -> Document:
+    return {
+        "rule": entry.rule,
+        "reason": entry.reason,
+        "layers": list(entry.layers),
+        "crashed": entry.crashed,
+        "must_be_checked": report.must_be_checked(entry.rule),
+    }
 
 
 def _range(array: Float64Array | None) -> Json:

@@ -11,10 +11,20 @@ from bncheck.core.rule import Rule
 from bncheck.report.measured import drifted, measured_lines
 from bncheck.report.printable import counted, number, printable, shortened
 from bncheck.report.styled import Line, Span
+from bncheck.report.summary_table import table_lines
+from bncheck.report.verdict import Numbers, told
 
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTICE: "bold cyan"}
+_VERDICT_STYLES = {
+    ExitCode.CLEAN: "bold black on green",
+    ExitCode.FINDINGS: "bold white on red",
+    ExitCode.NOT_AUDITED: "bold white on red",
+    ExitCode.NOTHING_TO_AUDIT: "bold black on yellow",
+}
 _LABEL = 11
 _CODES_IN_A_RUN = 3
+_FEW = 20
+"""Files of which each gets its line; of more, a table says which have something to tell."""
 
 
 def plain(lines: Sequence[Line]) -> str:
@@ -32,8 +42,12 @@ def report_lines(report: Report, width: int, *, show_passed: bool, verbose: bool
         verbose: whether to show the drift of every layer, and the worst channels of those that drifted.
     """
     lines = [_verdict(report)]
+    many = len(report.subjects) > _FEW
+    if many:
+        lines.extend(table_lines(report, width))
     for subject in report.subjects:
-        lines.extend(_subject(subject, width, show_passed=show_passed, verbose=verbose))
+        if not (many and _is_quiet(subject) and not show_passed):
+            lines.extend(_subject(subject, report, width, show_passed=show_passed, verbose=verbose))
     for failure in report.failures:
         lines.append(())
         lines.append((Span(printable(failure.path), "bold"), Span("  "), Span("not audited", "bold red")))
@@ -41,37 +55,39 @@ def report_lines(report: Report, width: int, *, show_passed: bool, verbose: bool
     if report.skipped:
         lines.append(())
         lines.append((Span(f"{counted(report.skipped, 'other file')} found in folders: no models.", "dim"),))
+    if report.remarks:
+        lines.append(())
+        for remark in report.remarks:
+            lines.extend(_labelled("note", printable(remark), width, "yellow", indent=0, label_width=6))
     return lines
 
 
 def _verdict(report: Report) -> Line:
-    counts = ", ".join(
-        counted(report.count(severity), severity.label) for severity in reversed(Severity) if report.count(severity)
+    said = told(
+        Numbers(
+            exit_code=report.exit_code,
+            findings={severity.label: report.count(severity) for severity in reversed(Severity)},
+            excused=report.excused,
+            files=len(report.subjects),
+            layers=sum(len(subject.checkpoint.layers) for subject in report.subjects),
+            broken=len(report.failures) + sum(not subject.complete for subject in report.subjects),
+            unchecked=len({entry.rule for _, entry in report.unchecked}),
+        )
     )
-    files = counted(len(report.subjects), "file")
-    match report.exit_code:
-        case ExitCode.NOT_AUDITED:
-            broken = len(report.failures) + sum(not subject.complete for subject in report.subjects)
-            word, style = "INCOMPLETE", "bold white on red"
-            text = f"{counted(broken, 'path')} could not be audited; {counts or 'no findings'} in {files} read"
-        case ExitCode.NOTHING_TO_AUDIT:
-            word, style = "NOTHING TO AUDIT", "bold black on yellow"
-            text = f"no batch-norm or tracked instance-norm layer in {files}"
-        case ExitCode.FINDINGS:
-            word, style, text = "FAIL", "bold white on red", f"{counts} in {files}"
-        case ExitCode.CLEAN:
-            word, style = "PASS", "bold black on green"
-            layers = sum(len(subject.checkpoint.layers) for subject in report.subjects)
-            text = f"{counts or 'no findings'} in {counted(layers, 'layer')} of {files}"
-    return (Span(f" {word} ", style), Span(f" {text}"), *_departure(report))
+    return (Span(f" {said.word} ", _VERDICT_STYLES[report.exit_code]), Span(f" {said.text}"), *_departure(report))
 
 
-def _subject(subject: Subject, width: int, *, show_passed: bool, verbose: bool) -> Iterator[Line]:
+def _is_quiet(subject: Subject) -> bool:
+    """Whether one line says everything."""
+    checkpoint = subject.checkpoint
+    told = subject.findings or subject.excused or checkpoint.unread or checkpoint.remarks or subject.measurements
+    return not told and subject.complete
+
+
+def _subject(subject: Subject, report: Report, width: int, *, show_passed: bool, verbose: bool) -> Iterator[Line]:
     checkpoint = subject.checkpoint
     said = f"{checkpoint.format.value} · {checkpoint.packaging.value} · {checkpoint.stage.value}"
-    quiet = not (
-        subject.findings or checkpoint.unread or checkpoint.remarks or subject.measurements or not subject.complete
-    )
+    quiet = _is_quiet(subject)
     layers = counted(len(checkpoint.layers), "layer") if checkpoint.layers else "no batch-norm layer"
     if not quiet:
         yield ()
@@ -83,6 +99,7 @@ def _subject(subject: Subject, width: int, *, show_passed: bool, verbose: bool) 
     )
     for finding in subject.findings:
         yield from _finding(finding, width)
+    yield from _excused(subject, width)
     yield from measured_lines(subject, width, verbose=verbose)
     for part in checkpoint.unread:
         yield from _labelled("unread", f"{printable(part.what)}: {printable(part.reason)}", width, "bold red")
@@ -93,10 +110,21 @@ def _subject(subject: Subject, width: int, *, show_passed: bool, verbose: bool) 
             yield from _labelled("crashed", f"{entry.rule}: {printable(entry.reason)}", width, "bold red")
     if show_passed:
         yield from _labelled("passed", code_ranges(subject.passed) or "nothing", width, "green")
-    if not quiet or show_passed:
+    if not quiet or show_passed or any(report.must_be_checked(entry.rule) for entry in subject.not_checked):
         for index, (reason, codes) in enumerate(_reasons(subject)):
             label = "" if index else "not checked"
-            yield from _labelled(label, f"{code_ranges(codes)}: {printable(reason)}", width, label_width=13)
+            style = "bold red" if any(report.must_be_checked(code) for code in codes) else "dim"
+            yield from _labelled(label, f"{code_ranges(codes)}: {printable(reason)}", width, style, label_width=13)
+
+
+def _excused(subject: Subject, width: int) -> Iterator[Line]:
+    """One line for each rule and excuse."""
+    for entry in subject.excused:
+        finding, excuse = entry.finding, entry.excuse
+        where = f" at {shortened(finding.layers)}" if finding.layers else ""
+        until = "" if excuse.until is None else f" (until {excuse.until:%Y-%m-%d})"
+        text = f"{finding.rule} {finding.name}{where}: {printable(excuse.reason)}{until}"
+        yield from _labelled("excused", text, width)
 
 
 def _departure(report: Report) -> Line:
