@@ -42,6 +42,14 @@ def commands(text: str) -> list[str]:
     return [line[2:] for block in _EXAMPLE.findall(text) for line in block.splitlines() if line.startswith("$ ")]
 
 
+def named_files() -> dict[str, str]:
+    """The files the README shows whole, by name: a comment above the block says it."""
+    shown = re.findall(
+        r"<!-- file: (.*?) -->\n```\w+\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    return dict(shown)
+
+
 def _replayed(block: str) -> Iterator[str]:
     code = 0
     for command in [line[2:] for line in block.splitlines() if line.startswith("$ ")]:

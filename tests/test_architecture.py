@@ -79,9 +79,11 @@ def test_the_root_holds_what_it_should() -> None:
     allowed = {
         ".ci",
         ".gitignore",
+        ".pre-commit-hooks.yaml",
         "LICENSE",
         "Makefile",
         "README.md",
+        "action.yml",
         "bncheck",
         "constraints.txt",
         "fixtures",

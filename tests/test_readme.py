@@ -6,8 +6,6 @@ import re
 import subprocess
 import sys
 
-import yaml
-
 from bncheck.core.finding import ExitCode
 from tests.process import ROOT
 from tests.readme_blocks import README, commands, renewed
@@ -33,12 +31,6 @@ def test_python_examples_run() -> None:
     assert blocks
     for block in blocks:
         subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, capture_output=True, timeout=60)
-
-
-def test_workflow_parses_and_calls_a_command_that_exists() -> None:
-    (workflow,) = [yaml.safe_load(block) for block in _blocks("yaml")]
-    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
-    assert any("bncheck audit" in step for step in steps)
 
 
 def test_exit_codes_are_documented() -> None:
