@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -88,6 +88,9 @@ class Estimate:
         settling: against the stop rule.
         batch_scatter: variance between the means of batches over what shuffled data would give, about 1; None with
             fewer than two batches.
+        stride_cost: median over channels of SE(μ) over what it would be from all positions of an image; None where all
+            were looked at.
+        not_estimated: layers that were reached and are as they were → why.
     """
 
     method: Method
@@ -102,3 +105,5 @@ class Estimate:
     why_inexact: str | None
     settling: Settling
     batch_scatter: float | None
+    stride_cost: float | None = None
+    not_estimated: Mapping[str, str] = field(default_factory=dict)

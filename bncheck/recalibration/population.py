@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from bncheck.runtime.norm_watch import NormCall
 # Batches whose means are kept, to tell sorted data from shuffled; fewer than these tell nothing.
 _MOST_BATCHES = 128
 _FEWEST_BATCHES = 4
+# Images on which looking at every n-th position is compared with looking at all.
+_COMPARED_IMAGES = 64
 
 Visit = tuple[int, int]
 """(part of the samples, how often the layer has been called on it before)."""
@@ -42,6 +44,8 @@ class _Layer:
         after: moments in float64 as they are to be stored.
         batch_sizes, batch_means, batch_squares: of the first batches, their images, and means over them of image
             means and of their squares.
+        some_positions, all_positions: of the first images, where only some positions are looked at, and of the same
+            images all of them.
     """
 
     mean: Tensor
@@ -58,6 +62,8 @@ class _Layer:
     batch_sizes: list[int] = field(default_factory=list)
     batch_means: list[Tensor] = field(default_factory=list)
     batch_squares: list[Tensor] = field(default_factory=list)
+    some_positions: InputMoments | None = None
+    all_positions: InputMoments | None = None
 
 
 class Population:
@@ -103,7 +109,10 @@ class Population:
             layer.order = self._reached
             self._reached += 1
         layer.eps = call.eps
-        return layer.observer.observe(call.input)
+        seen = layer.observer.observe(call.input)
+        if layer.observer.stride > 1 and seen is not None:
+            _compare(layer, seen, call.input)
+        return seen
 
     def forget(self) -> None:
         """Begin again: what was seen no longer counts, what is stored stays."""
@@ -248,6 +257,21 @@ class Population:
             largest = max(largest, float(moved.max())) if moved.numel() else largest
         return largest
 
+    def stride_cost(self) -> float | None:
+        """What it costs to look at some positions: median over channels of SE(μ) over that from all positions.
+
+        None where all are looked at, or layers have too few positions for it to matter.
+        """
+        ratios: list[Tensor] = []
+        for layer in self._layers.values():
+            some, every = layer.some_positions, layer.all_positions
+            if some is None or every is None or some.positions == every.positions or some.images < 2:
+                continue
+            error, least = some.squared_errors()[0].cpu(), every.squared_errors()[0].cpu()
+            ratios.append((error / least)[least > 0].sqrt())
+        together = torch.cat(ratios) if ratios else torch.zeros(0)
+        return float(together.median()) if together.numel() else None
+
     def stored(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Moments in float64 as they were last stored."""
         return {name: layer.after for name, layer in self._layers.items() if layer.after is not None}
@@ -338,3 +362,15 @@ def _estimate(layer: _Layer, order: int) -> LayerEstimate:
         eps=layer.eps,
         prior_share=float(layer.share),
     )
+
+
+def _compare(layer: _Layer, seen: ImageMoments, values: Tensor) -> None:
+    """Look at all positions of the first images as well."""
+    if layer.some_positions is None or layer.all_positions is None:
+        layer.some_positions = layer.observer.like()
+        layer.all_positions = replace(layer.observer.like(), stride=1)
+    if layer.some_positions.images < _COMPARED_IMAGES:
+        every = layer.all_positions.observe(values)
+        if every is not None:
+            layer.some_positions.take([seen])
+            layer.all_positions.take([every])

@@ -23,13 +23,15 @@ from bncheck.recalibration.waves import Waves
 from bncheck.runtime.activation_memory import bytes_of_pass, free_bytes, host_bytes
 from bncheck.runtime.batch_moments import BatchMoments
 from bncheck.runtime.batches import Batch, Forward, halves, select
-from bncheck.runtime.norm_watch import NormCall, NormWatch
+from bncheck.runtime.norm_watch import ByHand, NormCall, NormWatch, written_by_hand
 from bncheck.runtime.out_of_memory import give_back_cached
 
 _CPU = torch.device("cpu")
 # Samples in one pass: enough that its cost is the arithmetic's.
 _PASS_SAMPLES = {"cpu": 32, "cuda": 128, "mps": 64}
 # Samples after which the stop rule is asked for the first time.
+# Samples on which a layer written by hand shows what it computes.
+_LOOKED_AT = 8
 _FIRST_PORTION = 256
 # Passes at a time; on a CPU the threads of all their pools together, for each pass has a pool of OpenMP's.
 _MOST_PASSES = 256
@@ -156,6 +158,7 @@ class _Run:
         self._samples = 0
         self._sweeps = 1
         self._capacity = 1
+        self._by_hand = ByHand({}, {})
 
     def through(self, batches: Iterator[Batch]) -> Estimate:
         try:
@@ -201,6 +204,7 @@ class _Run:
     def _sweep_portion(self, taken: Sequence[Batch]) -> None:
         if taken and not self._wave_count:
             self._capacity = self._passes_at_once(taken[0])
+            self._look_for_layers_by_hand(taken[0])
         waves = deque(_parts(taken, self._capacity))
         # Every rank takes part until the last has run out.
         while sum(self._ranks.each(len(waves))):
@@ -240,6 +244,12 @@ class _Run:
 
     def _wave(self, index: int, wave: Sequence[Batch]) -> None:
         self._waves.run(index, [placed(batch, self._plan.device) for batch in wave], self._population.visit)
+
+    def _look_for_layers_by_hand(self, batch: Batch) -> None:
+        few = batch if self._plan.whole_batches else select(batch, range(min(_LOOKED_AT, batch.size)))
+        few = placed(few, self._plan.device)
+        self._by_hand = written_by_hand(self._model, self._means, lambda: self._forward(self._model, few))
+        self._waves.stop_at(self._by_hand.forms)
 
     def _passes_at_once(self, batch: Batch) -> int:
         """How many passes memory holds side by side: counted on a few samples."""
@@ -324,6 +334,7 @@ class _Run:
             return _Residual(why="the calibration set does not fit into memory for another sweep; take fewer samples")
         judge = self._population.successor()
         waves = Waves(self._model, self._forward, self._means, judge, self._ranks, self._tell)
+        waves.stop_at(self._by_hand.forms)
         for index, wave in enumerate(held):
             waves.run(index, [placed(batch, self._plan.device) for batch in wave], judge.collect)
         judge.blend_all()
@@ -366,7 +377,8 @@ class _Run:
             method=self._plan.method,
             samples=self._samples,
             layers=self._population.estimates(),
-            unreached=self._population.unreached,
+            unreached=tuple(name for name in self._population.unreached if name not in self._by_hand.unknown),
+            not_estimated=dict(self._by_hand.unknown),
             left_alone=(),
             sweeps=self._sweeps,
             waves=max(1, self._wave_count),
@@ -375,4 +387,5 @@ class _Run:
             why_inexact=residual.why,
             settling=self._settling(),
             batch_scatter=self._population.batch_scatter(),
+            stride_cost=self._population.stride_cost(),
         )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from bncheck.recalibration.population import Population, Visit
 from bncheck.recalibration.ranks import Ranks
 from bncheck.runtime.batches import Batch, Forward
+from bncheck.runtime.hand_written import Form
 from bncheck.runtime.input_moments import ImageMoments
-from bncheck.runtime.stepped_pass import SteppedPass
+from bncheck.runtime.stepped_pass import SteppedPass, stopping_at
 
 Meet = Callable[[str, Visit, Sequence[ImageMoments | None]], None]
 """What to do with what a layer was given: (layer, visit, one entry for each batch)."""
@@ -44,6 +45,11 @@ class Waves:
         self._population = population
         self._ranks = ranks
         self._tell = tell
+        self._forms: Mapping[str, Form] = {}
+
+    def stop_at(self, forms: Mapping[str, Form]) -> None:
+        """Wait also at these layers, which normalise without a batch-norm operator."""
+        self._forms = forms
 
     def run(self, index: int, batches: Sequence[Batch], meet: Meet) -> None:
         """Send one wave through; ``index`` tells it from the others.
@@ -55,7 +61,8 @@ class Waves:
             SteppedPass(self._model, batch, self._forward, self._buffers, self._population.look) for batch in batches
         ]
         try:
-            self._advance(index, batches, passes, meet)
+            with stopping_at(self._model, self._forms):
+                self._advance(index, batches, passes, meet)
         finally:
             for one in passes:
                 one.close()

@@ -68,6 +68,9 @@ def _estimate_lines(found: Recalibrated) -> Iterator[Line]:
             said += f", {estimate.residual_in_errors:.2g} standard errors"
         yield _labelled("residual", said)
     yield _labelled("settled", f"{_percent(estimate.settling.share)} of channels within the limits of standard error")
+    if estimate.stride_cost is not None:
+        said = f"standard errors of means are {estimate.stride_cost:.3g} × those of all positions, in the median"
+        yield _labelled("stride", said)
 
 
 def _percent(share: float) -> str:
@@ -123,6 +126,8 @@ def _remarks(found: Recalibrated, limits: Limits) -> Iterator[Line]:
         yield _warning(f"not exact: {estimate.why_inexact}")
     if estimate.method is Method.BATCH:
         yield _warning("batch moments are not what the network sees in eval mode; --mode exact finds those")
+    for name, reason in estimate.not_estimated.items():
+        yield _warning(f"{printable(name)} is left as stored: {printable(reason)}")
     if estimate.unreached:
         yield _labelled("unreached", f"{_listed(estimate.unreached)}: no batch-norm call seen there; left as stored")
     if estimate.left_alone:

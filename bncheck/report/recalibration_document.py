@@ -57,7 +57,9 @@ def _estimate(found: Estimate, counts: Mapping[str, tuple[int, int]]) -> Documen
         "settled_share": finite(found.settling.share),
         "samples_wanted": found.settling.samples_wanted,
         "batch_scatter": finite(found.batch_scatter),
+        "stride_cost": finite(found.stride_cost),
         "unreached": list(found.unreached),
+        "not_estimated": dict(found.not_estimated),
         "left_alone": list(found.left_alone),
         "layers": [
             {

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
+from bncheck.runtime.dispatch_mode import WatchingMode
 from bncheck.runtime.hand_written import Form
 from bncheck.runtime.norm_operators import OPERATORS, argument_names, given_arguments, result_names
 from bncheck.runtime.norm_watch import Place, call_through, place_of
@@ -20,7 +21,7 @@ _LEFT_ALONE = ("stats", "quantized", "qbatch_norm", "instance_norm")
 _REPLACED = frozenset(name for name in OPERATORS if not any(word in name for word in _LEFT_ALONE))
 
 
-class BatchMoments(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class BatchMoments(WatchingMode):
     """While entered, layers whose running mean is among ``buffers`` normalise with the moments of their batch.
 
     The replacement stands below modules and graphs alike; dropout and all else stay in eval mode.
@@ -44,7 +45,7 @@ class BatchMoments(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Start to replace."""
         try:
             self._handles = [module.register_forward_hook(_replacing(form)) for module, form in self._by_hand]
-            super().__enter__()  # type: ignore[no-untyped-call]
+            super().__enter__()
         except BaseException:
             self._remove_hooks()
             raise
@@ -55,7 +56,7 @@ class BatchMoments(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         """Stop, and take the hooks off."""
         try:
-            super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+            super().__exit__(kind, error, trace)
         finally:
             self._remove_hooks()
 

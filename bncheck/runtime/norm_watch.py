@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from bncheck.runtime.dispatch_mode import WatchingMode
 from bncheck.runtime.hand_written import MEANS, VARIANCES, Form, HandCall, HandWatch, hookable
-from bncheck.runtime.norm_operators import norm_arguments
+from bncheck.runtime.norm_operators import OPERATORS, norm_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class NormCall:
 OnCall = Callable[[NormCall], None]
 
 
-class NormWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NormWatch(WatchingMode):
     """While entered, tells ``on_call`` of every normalisation: operators before they run, modules after.
 
     Args:
@@ -72,15 +72,18 @@ class NormWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._on_call = on_call
         self._modules = {} if model is None else hookable(model)
         self._by_hand: HandWatch | None = None
+        self._notes_reading = model is not None
         # Layers that nothing was told of yet, and those among them whose running mean an operator was given.
-        self._untold = {} if model is None else dict(self._names)
+        self._untold: dict[Place, str] = {}
         self._read: dict[str, None] = {}
 
     def __enter__(self) -> Self:
-        """Start to watch."""
+        """Start to watch; it may be entered again and again."""
+        self._untold = dict(self._names) if self._notes_reading else {}
+        self._read = {}
         self._by_hand = HandWatch(self._modules, self._on_hand_call)
         try:
-            super().__enter__()  # type: ignore[no-untyped-call]
+            super().__enter__()
         except BaseException:
             self._by_hand.close()
             raise
@@ -91,7 +94,7 @@ class NormWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         """Stop, and take the hooks off."""
         try:
-            super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+            super().__exit__(kind, error, trace)
         finally:
             if self._by_hand is not None:
                 self._by_hand.close()
@@ -104,14 +107,14 @@ class NormWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Look at the call, then let it go on."""
-        told = norm_arguments(func, args, kwargs)
-        if told is not None:
+        name = func.name()
+        if name in OPERATORS and (told := norm_arguments(func, args, kwargs)) is not None:
             layer = None if told.mean is None else self._names.get(place_of(told.mean))
             if layer is not None and told.mean is not None:
                 self._told(layer, place_of(told.mean))
-            call = NormCall(layer, told.input, told.uses_batch_moments, func.name(), told.eps)
+            call = NormCall(layer, told.input, told.uses_batch_moments, name, told.eps)
             self._on_call(replace(call, unknown=_PER_SAMPLE, per_sample=True) if told.per_sample else call)
-        elif self._untold and func.name() != "aten::equal":
+        elif self._untold and name != _EQUAL:
             self._note_reading(args)
         return call_through(func, args, kwargs)
 
@@ -151,7 +154,53 @@ class NormWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ByHand:
+    """Layers of a model that normalise without a batch-norm operator.
+
+    Attributes:
+        forms: layer name → what it computes.
+        unknown: layer name → why that cannot be told.
+    """
+
+    forms: Mapping[str, Form]
+    unknown: Mapping[str, str]
+
+
+def written_by_hand(model: nn.Module, buffers: Mapping[str, Tensor], run: Callable[[], object]) -> ByHand:
+    """What layers without an operator compute, told from one forward pass.
+
+    Layers without a parameter of their own are taken for frozen ones, which is how those are written: a trained scale
+    that becomes a buffer.
+
+    Args:
+        model: in eval mode.
+        buffers: layer name → its running mean, of the layers of interest.
+        run: the pass.
+    """
+    modules = hookable(model)
+    forms: dict[str, Form] = {}
+    unknown: dict[str, str] = {}
+
+    def note(call: NormCall) -> None:
+        name = call.layer
+        if name is None or name not in buffers or name not in modules or call.operator in OPERATORS:
+            return
+        if call.unknown is not None:
+            unknown[name] = call.unknown
+        elif call.form is not None and not modules[name]._parameters:
+            unknown[name] = f"{type(modules[name]).__name__} has no parameters, as frozen layers have"
+        elif call.form is not None:
+            forms[name] = call.form
+
+    if modules.keys() & buffers.keys():
+        with NormWatch(buffers, note, model):
+            run()
+    return ByHand({name: form for name, form in forms.items() if name not in unknown}, unknown)
+
+
 _PER_SAMPLE = "an instance norm's stored moments are averages of single samples'"
+_EQUAL = "aten::equal"
 _READ = "its stored moments are read by other operators than batch norm's"
 
 
@@ -161,7 +210,7 @@ def call_through(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
     TorchScript's optimiser compares the constants of a graph by ``aten::equal``, and hands wrapped numbers over as
     plain ones, which the operator would refuse.
     """
-    if func.name() == "aten::equal":
+    if func.name() == _EQUAL:
         return torch.equal(*(torch.as_tensor(argument) for argument in args))
     return func(*args, **(kwargs or {}))
 

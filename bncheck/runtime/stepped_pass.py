@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.hooks import RemovableHandle
 
 from bncheck.runtime.batches import Batch, Forward
+from bncheck.runtime.hand_written import Form
 from bncheck.runtime.norm_watch import NormCall, NormWatch
 
 Seen = TypeVar("Seen")
+
+# The pass whose thread this is: hooks are the model's, and all passes share it.
+_this = threading.local()
 
 
 class Abandoned(BaseException):
@@ -103,6 +110,7 @@ class SteppedPass(Generic[Seen]):
         with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype is not None):
             if self._stream is not None:
                 torch.cuda.set_stream(self._stream)
+            _this.arrive = self._arrive
             with NormWatch(self._buffers, self._arrive):
                 self._forward(self._model, self._batch)
 
@@ -114,6 +122,39 @@ class SteppedPass(Generic[Seen]):
         self._turn.acquire()
         if self._abandoned:
             raise Abandoned
+
+
+@contextlib.contextmanager
+def stopping_at(model: nn.Module, forms: Mapping[str, Form]) -> Iterator[None]:
+    """While entered, passes also stop before layers that normalise without a batch-norm operator.
+
+    Args:
+        model: whose hooks these are; they are gone afterwards.
+        forms: layer name → what it computes.
+    """
+    handles: list[RemovableHandle] = []
+    try:
+        for name, form in forms.items():
+            hook = _stop_before(name, form)
+            handles.append(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stop_before(name: str, form: Form) -> Callable[..., None]:
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        arrive: Callable[[NormCall], None] | None = getattr(_this, "arrive", None)
+        values = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if arrive is None or values is None:
+            return
+        with _disable_current_modes():
+            seen = form.channels_first(values.detach())
+            operator = f"{type(module).__name__}.forward"
+            arrive(NormCall(name, seen, form.uses_batch_moments, operator, form.eps, form=form))
+
+    return stop
 
 
 def _device_of(buffers: Mapping[str, Tensor]) -> str:

@@ -119,16 +119,27 @@ def _cuda_in_use() -> bool:
 
 
 def _described(parameter: nn.Parameter) -> _Parameter:
-    values = parameter.detach()
+    total, norm = _sum_and_norm(parameter.detach())
     return _Parameter(
         place=parameter.data_ptr(),
         version=parameter._version,
-        total=_exactly(values.sum(dtype=_wide(values))),
-        norm=_exactly(
-            torch.linalg.vector_norm(values, dtype=_wide(values)) if values.is_floating_point() else values.sum()
-        ),
+        total=_exactly(total),
+        norm=_exactly(norm),
         grad=None if parameter.grad is None else parameter.grad._version,
     )
+
+
+# Values that are widened at a time: of the largest layer of a network, twice its own bytes would come on top.
+_WIDENED = 2**17
+
+
+def _sum_and_norm(values: Tensor) -> tuple[Tensor, Tensor]:
+    wide = _wide(values)
+    parts = torch.split(values.flatten(), _WIDENED)
+    total = torch.stack([part.sum(dtype=wide) for part in parts]).sum()
+    if not values.is_floating_point():
+        return total, total
+    return total, torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part, dtype=wide) for part in parts]))
 
 
 def _wide(values: Tensor) -> torch.dtype:
