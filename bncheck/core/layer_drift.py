@@ -11,7 +11,7 @@ import numpy as np
 from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.layers import Averaging, NormKind, NormLayer
 from bncheck.core.limits import Limits
-from bncheck.core.measurement import LayerMeasurement, Measurements
+from bncheck.core.measurement import LayerMeasurement, Measurements, TrainEvalGap
 from bncheck.core.moments import Drift, PopulationMoments, drift
 
 # PyTorch's default, where the file does not say.
@@ -79,6 +79,18 @@ def drifts(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> It
         found = _drift(layer, seen, limits)
         if found is not None:
             yield found
+
+
+def does_no_harm(gap: TrainEvalGap | None, limits: Limits) -> bool:
+    """Whether labels show that the network loses nothing by its stored moments, whatever its layers' drift.
+
+    Moments of training images that were changed at random are right for the network and not those of plain images.
+    It must work with them, and chance must not hide a rise of the loss.
+    """
+    if gap is None or gap.loss_stored is None or gap.loss_rise is None or gap.loss_error is None or not gap.classes:
+        return False
+    most = gap.loss_rise + limits.drift_significance * gap.loss_error
+    return most <= limits.loss_rise_warning and gap.loss_stored <= limits.working_loss * math.log(gap.classes)
 
 
 def unjudged(checkpoint: Checkpoint, measured: Measurements) -> Iterator[tuple[NormLayer, str]]:

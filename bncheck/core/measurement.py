@@ -67,6 +67,8 @@ class TrainEvalGap:
         disagreement: share of samples whose top class differs; None where the output is no row of scores.
         accuracy_stored, accuracy_batch: shares of labels hit; None without labels.
         loss_stored, loss_batch: mean cross-entropies in nats; likewise.
+        loss_error: standard error of their difference, sample by sample; likewise.
+        classes: how many scores a sample gets; None where the output is no row of scores.
     """
 
     samples: int
@@ -77,6 +79,13 @@ class TrainEvalGap:
     accuracy_batch: float | None = None
     loss_stored: float | None = None
     loss_batch: float | None = None
+    loss_error: float | None = None
+    classes: int | None = None
+
+    @property
+    def loss_rise(self) -> float | None:
+        """Cross-entropy with stored moments minus that with batch moments, in nats; None without labels."""
+        return None if self.loss_stored is None or self.loss_batch is None else self.loss_stored - self.loss_batch
 
 
 @dataclass(frozen=True, slots=True)

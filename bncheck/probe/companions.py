@@ -13,9 +13,10 @@ from bncheck.probe.outputs import are_scores, prediction, top_class
 from bncheck.runtime.batches import Batch, Forward, select
 from bncheck.runtime.norm_watch import NormCall, NormWatch, running_means
 
-# Samples tried, and others put beside them at most. A batch norm that uses its batch changes each of them, the more the
-# fewer the others are; more would only take longer.
+# Samples tried, of them alone and duplicated, and others put beside them at most. A batch norm that uses its batch
+# changes each of them, the more the fewer the others are; more would only take longer.
 _TRIED = 4
+_SINGLED_OUT = 2
 _OTHERS = 8
 
 
@@ -53,8 +54,9 @@ class _Trial:
             beside = self._predict([*first, *others[:half]])[:tried]
             again = self._predict([*first, *others[:half]])[:tried]
             elsewhere = self._predict([*first, *others[-half:][::-1]])[:tried]
-            doubled = torch.cat([self._predict([index, index])[:1] for index in first])
-            alone, failure = self._alone(first)
+            single = first[:_SINGLED_OUT]
+            doubled = torch.cat([self._predict([index, index])[:1] for index in single])
+            alone, failure = self._alone(single)
         scale = float(beside.abs().max()) or 1.0
         changed = [elsewhere, doubled, *alone]
         return Companions(
@@ -81,12 +83,16 @@ class _Trial:
         self._by_batch_norm |= call.mixes_samples(self._size)
 
 
-def _distance(first: Tensor, second: Tensor) -> float:
-    return float((first - second).abs().max())
+def _distance(output: Tensor, other: Tensor) -> float:
+    """Between the predictions of as many samples as the second has."""
+    return float((output[: len(other)] - other).abs().max())
 
 
 def _flips(output: Tensor, others: Sequence[Tensor]) -> int | None:
     if not are_scores(output):
         return None
-    differing = torch.stack([top_class(output) != top_class(other) for other in others])
-    return int(differing.any(0).sum())
+    classes = top_class(output)
+    flipped = torch.zeros_like(classes, dtype=torch.bool)
+    for other in others:
+        flipped[: len(other)] |= top_class(other) != classes[: len(other)]
+    return int(flipped.sum())

@@ -27,6 +27,8 @@ Progress = Callable[[int], None]
 
 # Batches with fewer samples say little of their own moments.
 _LEAST_BATCH = 8
+# Means of images and channels of a layer that are kept until they are added up.
+_TAKEN_AT_ONCE = 2**13
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +94,20 @@ class _Seen:
     form: Form | None = None
     moments: InputMoments = field(default_factory=InputMoments)
     pending: list[ImageMoments] = field(default_factory=list)
+    through: list[ImageMoments] = field(default_factory=list)
 
     def commit(self) -> None:
-        """Take in what a batch brought, once it has gone through whole."""
-        self.moments.take(self.pending)
+        """Take in what a batch brought, once it has gone through whole: of small layers several batches at once."""
+        self.through += self.pending
         self.pending = []
         self.most_calls = max(self.most_calls, self.calls)
+        if sum(part.means.numel() for part in self.through) >= _TAKEN_AT_ONCE:
+            self.add_up()
+
+    def add_up(self) -> None:
+        """Add up what is still to be."""
+        self.moments.take(self.through)
+        self.through = []
 
 
 class _Sweep:
@@ -109,6 +119,7 @@ class _Sweep:
         self._modules = hookable(model)
         self._thawed = {name: mean for name, mean in self._buffers.items() if name not in frozen}
         self._seen: dict[str, _Seen] = {}
+        self._watch = NormWatch(self._buffers, self._record, model)
         self._unattributed = False
         self._samples = 0
         self._size = 0
@@ -157,7 +168,7 @@ class _Sweep:
         self._size = batch.size
         for seen in self._seen.values():
             seen.calls, seen.pending = 0, []
-        with NormWatch(self._buffers, self._record, self._model):
+        with self._watch:
             stored = prediction(self._forward(self._model, batch), batch.size)
         own = self._with_own_moments(batch)
         for seen in self._seen.values():
@@ -212,6 +223,7 @@ class _Sweep:
         seen = self._seen.get(name)
         if seen is None:
             return LayerMeasurement()
+        seen.add_up()
         sums = seen.moments.sums() if seen.unknown is None else None
         return LayerMeasurement(
             order=seen.order,
@@ -248,24 +260,29 @@ class _GapSums:
     labelled: int = 0
     hits: list[int] = field(default_factory=lambda: [0, 0])
     losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    squared_rises: float = 0.0
+    classes: int = 0
 
     def add(self, stored: Tensor, own: Tensor, batch: Batch) -> None:
         """Take in one batch's two predictions, (N, *) each."""
         self.samples += batch.size
         self.smallest = batch.size if self.smallest == 0 else min(self.smallest, batch.size)
-        self.difference += float(((stored - own) ** 2).sum())
-        self.power += float((own**2).sum())
+        self.difference += float((stored - own).square_().sum())
+        self.power += float(own.square().sum())
         self.scores &= are_scores(stored)
         if not self.scores:
             return
+        self.classes = stored.shape[1]
         self.differing += int((top_class(stored) != top_class(own)).sum())
         if batch.labels is None or bool((batch.labels < 0).any()) or int(batch.labels.max()) >= stored.shape[1]:
             return
         self.labelled += batch.size
+        labels = batch.labels.to(stored.device)
+        losses = [cross_entropy(output, labels, reduction="none") for output in (stored, own)]
         for index, output in enumerate((stored, own)):
-            labels = batch.labels.to(output.device)
             self.hits[index] += int((top_class(output) == labels).sum())
-            self.losses[index] += float(cross_entropy(output, labels, reduction="sum"))
+            self.losses[index] += float(losses[index].sum())
+        self.squared_rises += float((losses[0] - losses[1]).square_().sum())
 
     def result(self) -> TrainEvalGap | None:
         """The averages; None where there was no batch."""
@@ -284,4 +301,10 @@ class _GapSums:
             accuracy_batch=accuracy[1],
             loss_stored=loss[0],
             loss_batch=loss[1],
+            loss_error=self._loss_error() if labelled else None,
+            classes=self.classes if self.scores else None,
         )
+
+    def _loss_error(self) -> float:
+        rise = (self.losses[0] - self.losses[1]) / self.labelled
+        return math.sqrt(max(0.0, self.squared_rises / self.labelled - rise**2) / self.labelled)

@@ -8,7 +8,7 @@ import numpy as np
 
 from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Number, Severity
-from bncheck.core.layer_drift import drifts
+from bncheck.core.layer_drift import does_no_harm, drifts
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.core.measurement import Measurements
@@ -23,6 +23,8 @@ def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Ite
     departed = [drift for drift in found if drift.is_drifted(limits)]
     if len(found) < _FEWEST_LAYERS or not departed:
         return
+    if does_no_harm(measured.gap, limits) and not any(drift.is_diverged(limits) for drift in departed):
+        return  # as BN406 has it
     ranks = np.argsort(np.argsort([drift.badness(limits) for drift in found]))
     correlation = float(np.corrcoef(np.arange(len(found)), ranks)[0, 1])
     if correlation < limits.drift_depth_correlation:

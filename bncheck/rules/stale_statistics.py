@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.finding import Severity
-from bncheck.core.layer_drift import drifts, unjudged
+from bncheck.core.layer_drift import does_no_harm, drifts, unjudged
 from bncheck.core.layers import NormLayer
 from bncheck.core.limits import Limits
 from bncheck.core.measurement import Measurements
@@ -15,9 +15,14 @@ from bncheck.core.rule import Evidence, Family, Rule, Undecided, Verdict
 
 
 def check(checkpoint: Checkpoint, measured: Measurements, limits: Limits) -> Iterable[tuple[NormLayer | None, Verdict]]:
-    """Complain of layers whose input has drifted from the stored moments, short of those that BN407 takes."""
-    for found in drifts(checkpoint, measured, limits):
-        if found.is_drifted(limits) and not found.is_diverged(limits):
+    """Complain of layers whose input has drifted from the stored moments, short of those that BN407 takes.
+
+    Not where labels show that it does no harm and no layer has diverged.
+    """
+    found_all = list(drifts(checkpoint, measured, limits))
+    harmless = does_no_harm(measured.gap, limits) and not any(found.is_diverged(limits) for found in found_all)
+    for found in found_all:
+        if found.is_drifted(limits) and not found.is_diverged(limits) and not harmless:
             yield found.layer, Evidence(_MESSAGE, found.numbers(limits), badness=found.badness(limits))
     yield from ((layer, Undecided(reason)) for layer, reason in unjudged(checkpoint, measured))
 
@@ -42,11 +47,15 @@ RULE = Rule(
         "what chance adds, and the median |ln ρ²|"
     ),
     limit=(
-        "δ 0.15 or |ln ρ²| 0.3, and three standard errors over images plus the moving average's own noise √(m/(2 − m))"
+        "δ 0.15 or |ln ρ²| 0.3, and three standard errors over images plus the moving average's own noise "
+        "√(m/(2 − m)); nothing is said where no layer has diverged (BN407) and labels show that it does no harm: "
+        "cross-entropy at most a quarter of guessing's, and, with three standard errors, not 0.01 nats above that with "
+        "batch moments"
     ),
     false_alarms=(
         "few samples: the standard errors grow with them",
-        "data that is augmented in another way than in training: audit with what the model will see",
+        "data that is augmented in another way than in training, where there are no labels to tell: audit with what "
+        "the model will see",
         "statistics at 0 and 1, which are BN201",
     ),
     remedy=(

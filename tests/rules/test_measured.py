@@ -185,6 +185,32 @@ def test_gap_within_chance_is_none() -> None:
     assert judged(train_eval_gap.RULE, measurements(gap=gap)).passed == ("BN106",)
 
 
+LABELLED = replace(
+    EVEN, accuracy_stored=0.97, accuracy_batch=0.97, loss_stored=0.1, loss_batch=0.1, loss_error=0.002, classes=10
+)
+
+
+@pytest.mark.parametrize(
+    ("stored", "batch", "error", "fires"),
+    [
+        (0.130, 0.1, 0.002, True),
+        (0.108, 0.1, 0.002, False),
+        (0.130, 0.1, 0.012, False),
+        (0.1, 0.4, 0.002, False),
+        (float("nan"), 0.1, 0.002, False),
+    ],
+)
+def test_gap_by_the_loss_where_accuracy_tells_nothing(stored: float, batch: float, error: float, fires: bool) -> None:
+    gap = replace(LABELLED, loss_stored=stored, loss_batch=batch, loss_error=error)
+    subject = judged(train_eval_gap.RULE, measurements(gap=gap))
+    assert [finding.severity for finding in subject.findings] == ([Severity.WARNING] if fires else [])
+
+
+def test_gap_by_accuracy_comes_before_the_loss() -> None:
+    gap = replace(LABELLED, accuracy_stored=0.5, disagreement=0.5, loss_stored=3.0)
+    assert only(judged(train_eval_gap.RULE, measurements(gap=gap))).severity is Severity.ERROR
+
+
 @pytest.mark.parametrize(
     ("disagreement", "change", "severity"),
     [(0.05, 0.9, None), (0.2, 0.0, Severity.WARNING), (0.6, 0.0, Severity.ERROR), (None, 0.4, None),
@@ -238,6 +264,33 @@ def test_an_eps_above_the_variances_hides_no_drift() -> None:
 def test_drift_within_chance_is_none() -> None:
     measured = measurements(layers={"bn": drifted(0.4, error=0.2)})
     assert judged(stale_statistics.RULE, measured).passed == ("BN406",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "harmless"),
+    [
+        ({}, True),
+        ({"loss_stored": 0.07}, True),
+        ({"loss_stored": 0.108}, False),
+        ({"loss_error": 0.0035}, False),
+        ({"loss_stored": 0.7, "loss_batch": 0.8}, False),
+        ({"loss_stored": 0.7, "loss_batch": 0.8, "classes": 1000}, True),
+        ({"loss_stored": None, "loss_batch": None, "loss_error": None}, False),
+        ({"loss_stored": float("nan")}, False),
+    ],
+)
+def test_drift_that_labels_show_to_do_no_harm_is_none(changed: dict[str, float | None], harmless: bool) -> None:
+    """As where training images were changed at random, and the audit's are not."""
+    gap = replace(LABELLED, **changed)  # type: ignore[arg-type]
+    names = [f"bn{index}" for index in range(5)]
+    seen = {name: drifted(0.15 * index, order=index) for index, name in enumerate(names)}
+    layers = [layer(name) for name in names]
+    measured = measurements(layers=seen, gap=gap)
+    for rule in (stale_statistics.RULE, drift_grows_with_depth.RULE):
+        assert bool(judged(rule, measured, layers).findings) is not harmless
+    diverged = measurements(layers={**seen, "bn4": drifted(1.5, order=4)}, gap=gap)
+    for rule in (stale_statistics.RULE, drift_grows_with_depth.RULE, diverged_statistics.RULE):
+        assert judged(rule, diverged, layers).findings
 
 
 def test_statistics_at_initialisation_are_left_to_their_own_rule() -> None:
