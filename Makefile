@@ -26,7 +26,7 @@ layers: $(READY)
 	$(BIN)/lint-imports
 
 pytest: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --durations 15
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -132,6 +132,7 @@ def test_the_action_stops_it(repository: Path, tmp_path: Path) -> None:
             env={
                 "PATH": PATH,
                 "PYTHONPATH": str(ROOT),
+                "PYTHONDONTWRITEBYTECODE": "1",
                 "GITHUB_OUTPUT": str(output),
                 "GITHUB_STEP_SUMMARY": str(summary),
                 "GITHUB_WORKSPACE": str(repository),
@@ -156,7 +157,7 @@ def test_the_gitlab_job_stops_it(repository: Path) -> None:
     finished = subprocess.run(
         ["bash", "-ec", "\n".join(job["script"])],
         cwd=repository,
-        env={"PATH": PATH, "PYTHONPATH": str(ROOT)},
+        env={"PATH": PATH, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -197,7 +198,7 @@ def test_the_test_suite_stops_it(repository: Path) -> None:
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, "test_models.py"],
             cwd=repository,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             check=False,
