@@ -45,6 +45,7 @@ benchmark: $(READY)
 	$(BIN)/python tests/benchmarks/formats.py
 	$(BIN)/python tests/benchmarks/remote_audit.py
 	$(BIN)/python tests/benchmarks/faults.py
+	$(BIN)/python tests/benchmarks/audit_memory.py
 	$(BIN)/python tests/benchmarks/recalibrate.py --rounds 3
 
 # Reads 100 000 mutated model files under watch; exit code 1 where one of them made a reader do what none may.

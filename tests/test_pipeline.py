@@ -16,7 +16,10 @@ import pytest
 import torch
 import yaml
 from jsonschema import Draft202012Validator
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser import chromium, needs_browser
 from tests.process import FIXTURES, ROOT, bncheck
 from tests.readme_blocks import named_files
 
@@ -108,6 +111,22 @@ def test_a_regression_is_stopped_and_told_in_every_report(repository: Path) -> N
     page = (repository / "bncheck.html").read_text()
     assert "BN201" in page
     assert not re.search(r"<(link|script|img)[^>]*https?:", page), "the page must need no network"
+
+
+@needs_browser
+def test_the_page_of_a_regression_is_looked_at(repository: Path) -> None:
+    regress(repository)
+    assert bncheck("audit", cwd=repository).returncode == 1
+    with chromium() as browser:
+        browser.get((repository / "bncheck.html").as_uri())
+        WebDriverWait(browser, 30).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "figure .main-svg"))
+        assert "Fail" in browser.find_element(By.TAG_NAME, "h1").text
+        shown = [card for card in browser.find_elements(By.CSS_SELECTOR, "article.finding") if card.is_displayed()]
+        assert any("BN201" in card.text and "bncheck recalibrate" in card.text for card in shown)
+        browser.find_element(By.CSS_SELECTOR, "input[type=checkbox][value=error]").click()
+        assert not any("BN201" in card.text for card in shown if card.is_displayed()), "the filter filters"
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        assert not browser.execute_script("return window.violations")
 
 
 def test_the_action_stops_it(repository: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def audit(
         train_step=train_step,
         group=group,
     )
-    found = the_config(config, no_config)
+    found = the_config(config, no_config, paths or ())
     gate = Gate(
         found,
         said,

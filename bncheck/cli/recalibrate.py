@@ -157,7 +157,7 @@ def recalibrate(
         group=group,
     )
     # Of training and of rules a config may say what it wants: here nothing comes of it.
-    settings = Settings().with_choices(said.over(the_config(config, no_config).choices_for(path)))
+    settings = Settings().with_choices(said.over(the_config(config, no_config, [path]).choices_for(path)))
     run = settings.run
     if run is None or run.data is None:
         raise BadUsage("--data, what to estimate from, is missing")

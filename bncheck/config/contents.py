@@ -51,6 +51,11 @@ class Config:
     outputs: tuple[tuple[str, str], ...] = ()
     jobs: int | None = None
 
+    @property
+    def names_code(self) -> bool:
+        """Whether it lets code run: the user's by SPEC, or a file's own."""
+        return any(choices.names_code for choices in (self.choices, *(entry.choices for entry in self.models)))
+
     def model_paths(self) -> tuple[str, ...]:
         """Files, folders and patterns of all models it names, from the working directory."""
         return tuple(from_here(self.folder, path) for entry in self.models for path in entry.paths)

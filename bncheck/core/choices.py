@@ -95,6 +95,12 @@ class Choices:
                 merged[field.name] = there if here is None else here
         return Choices(**merged)  # type: ignore[arg-type]  # each value comes from the field it goes to
 
+    @property
+    def names_code(self) -> bool:
+        """Whether it lets code run: the user's by SPEC, or a file's own."""
+        specs = (self.data, self.model, self.forward, self.train_data, self.train_step)
+        return bool(self.trust_pickle) or any(spec is not None for spec in specs)
+
     def without_run(self) -> Choices:
         """The same of files that are read alone."""
         return replace(self, data=None, model=None, train_data=None, train_step=None)

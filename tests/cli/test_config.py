@@ -70,6 +70,23 @@ def test_what_lies_beside_a_model_decides_nothing(project: Path) -> None:
     assert not list(project.rglob("pwned"))
 
 
+@pytest.mark.parametrize("audited", ["warned.pt", ".", "..", "*.pt"])
+def test_a_config_that_came_with_the_model_runs_nothing_unless_it_is_named(project: Path, audited: str) -> None:
+    """Whoever steps into a folder that was downloaded has not said that its code may run."""
+    folder = project / "models"
+    (folder / "bncheck.yaml").write_text("model: evil.py:build\ndata: evil.py:build\n")
+    (folder / "evil.py").write_text("import pathlib\npathlib.Path('pwned').touch()\n")
+    refused = bncheck("audit", audited, cwd=folder)
+    assert refused.returncode == 2
+    assert "bncheck.yaml names code to run" in refused.stderr
+    assert "--config bncheck.yaml if it is yours" in refused.stderr
+    assert not list(project.rglob("pwned"))
+    named = bncheck("audit", audited, "--config", "bncheck.yaml", cwd=folder)
+    assert "pwned" in {path.name for path in project.rglob("*")}, named.stderr
+    (folder / "bncheck.yaml").write_text("fail-on: warning\n")
+    assert bncheck("audit", audited, cwd=folder).returncode == 1, "it may decide what fails"
+
+
 WRONG = {
     "unknown key": ("fail_on: error", "bncheck.yaml:1: unknown key 'fail_on'; did you mean 'fail-on'?"),
     "one file for two reports": ("output: {json: a.out, sarif: a.out}", "names 'a.out' for json and for sarif"),

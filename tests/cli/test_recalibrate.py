@@ -142,12 +142,13 @@ def test_pictures_of_what_moved(tmp_path: Path) -> None:
 
 
 def test_limits_and_specs_come_from_the_config(tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(STALE.read_bytes())
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.pt").write_bytes(STALE.read_bytes())
     (tmp_path / "bncheck.yaml").write_text(
         f"limits: {{settled-mean: 0.9, settled-variance: 0.9}}\n"
-        f"models:\n  - paths: model.pt\n    model: {FIXTURES / 'networks.py'}:DigitNet\n    data: {HELD_OUT}\n"
+        f"models:\n  - paths: models/*.pt\n    model: {FIXTURES / 'networks.py'}:DigitNet\n    data: {HELD_OUT}\n"
     )
-    finished = bncheck("recalibrate", "model.pt", "--dry-run", cwd=tmp_path)
+    finished = bncheck("recalibrate", "models/model.pt", "--dry-run", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "100 % of channels within the limits of standard error" in finished.stdout
     assert "going by bncheck.yaml" in finished.stderr
