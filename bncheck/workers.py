@@ -120,10 +120,20 @@ def _interrupts_held_back() -> Iterator[None]:
         return
     resource_tracker.ensure_running()  # a process of its own, whose start lets interrupts through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # The mask is what the new process inherits. Here another thread may still be sent the signal (that of a progress
+    # bar, those of a thread pool), and Python would act on it in this one.
+    came: list[int] = []
+    ours = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    if ours is not None:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if ours is not None:
+            signal.signal(signal.SIGINT, ours)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _give(worker: _Worker[Task], waiting: deque[tuple[int, Task]], started: Callable[[int], None] | None) -> None:

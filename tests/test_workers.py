@@ -147,16 +147,27 @@ def test_an_exception_in_the_loop_ends_them() -> None:
 def test_an_interrupt_waits_until_what_was_started_is_known() -> None:
     """Else nobody would end it."""
     passed = False
+    ended = threading.Event()
+    # Signals go to whichever thread lets them through.
+    another = threading.Thread(target=ended.wait)
+    another.start()
 
     def start() -> None:
         nonlocal passed
         with _interrupts_held_back():
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
             passed = True
 
-    with pytest.raises(KeyboardInterrupt):
-        start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    finally:
+        ended.set()
+        another.join()
     assert passed
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 _PROGRAM = """
