@@ -112,6 +112,8 @@ def audit(
 ) -> None:
     """Say what is wrong with the batch-norm layers of saved models.
 
+    PATHS are model files, folders and globs; without any, those that bncheck.yaml names.
+
     Reads the files alone; with --data or --train-data it also runs the model and measures.
 
     Exit codes: 0 clean, 1 findings, 2 something could not be audited, 3 nothing to audit.
