@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from bncheck.auditing import Progress, SampleProgress, Settings, audit_paths
 from bncheck.config.contents import Config
-from bncheck.core.baseline import Baseline
 from bncheck.core.choices import Choices, FailOn
 from bncheck.core.errors import BadUsage
 from bncheck.core.finding import Report
-from bncheck.excusing import Excuses, baseline_of, excused
 from bncheck.report.files import write_text
+
+if TYPE_CHECKING:
+    from bncheck.core.baseline import Baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ class Gate:
         if self.write_baseline is not None and self.write_baseline.endswith(".toml"):
             raise BadUsage(f"{self.write_baseline}: a baseline is YAML, or JSON where its name ends so")
         known_path = self.baseline or self.config.baseline
-        baseline = self._known(known_path)
+        # The first time, the file the config names is the one that is about to be written.
+        first = known_path == self.write_baseline and known_path is not None and not os.path.exists(known_path)
+        baseline = None if known_path is None or first else _read(known_path)
         # Settings of the whole run first: what is wrong with them is wrong before any file is read.
         common = self._settings(self.said.over(self.config.choices).without_run())
         report = audit_paths(
@@ -73,17 +77,27 @@ class Gate:
             settings_of=lambda path: self._settings(self.said.over(self.config.choices_for(path))),
             jobs=self.jobs or self.config.jobs or 1,
         )
-        excuses = Excuses(self.config.suppressions, self.config.folder, everything=not paths)
+        if not (self.config.suppressions or known_path or self.write_baseline):
+            return report
+        return self._excused(report, baseline, known_path, everything=not paths)
+
+    def _excused(
+        self, report: Report, baseline: Baseline | None, known_path: str | None, *, everything: bool
+    ) -> Report:
+        from bncheck.core.baseline import Baseline  # noqa: PLC0415 - most runs excuse nothing
+        from bncheck.excusing import Excuses, excused  # noqa: PLC0415
+
+        excuses = Excuses(self.config.suppressions, self.config.folder, everything=everything)
         if self.write_baseline is None:
             # Both at once: what is known is not gone because a suppression covers it as well.
-            return excused(report, replace(excuses, baseline=baseline, baseline_path=known_path))
+            return excused(report, replace(excuses, baseline=baseline or Baseline(), baseline_path=known_path))
         report = excused(report, excuses)
         if report.failures or not all(subject.complete for subject in report.subjects):
             # What was not seen would not be known, and fail as new the next time.
             remark = f"{self.write_baseline} was not written: not everything could be audited"
             return replace(report, remarks=(*report.remarks, remark))
-        baseline = self._written(report, self.write_baseline)
-        return excused(report, replace(excuses, suppressions=(), baseline=baseline, baseline_path=self.write_baseline))
+        written = _written(report, self.write_baseline)
+        return excused(report, replace(excuses, suppressions=(), baseline=written, baseline_path=self.write_baseline))
 
     def _settings(self, choices: Choices) -> Settings:
         fail_on = self.fail_on or self.config.fail_on or FailOn.ERROR
@@ -92,17 +106,18 @@ class Gate:
         base = Settings(fail_on=fail_on.severity, must_check=must_check or (), nothing_is_clean=bool(nothing))
         return base.with_choices(choices)
 
-    def _known(self, path: str | None) -> Baseline:
-        # The first time, the file the config names is the one that is about to be written.
-        if path is None or (path == self.write_baseline and not os.path.exists(path)):
-            return Baseline()
-        from bncheck.config.baseline_file import read_baseline  # noqa: PLC0415 - a run without one needs no parser
 
-        return read_baseline(path)
+def _read(path: str) -> Baseline:
+    from bncheck.config.baseline_file import read_baseline  # noqa: PLC0415 - a run without one needs no parser
 
-    def _written(self, report: Report, path: str) -> Baseline:
-        from bncheck.config.baseline_file import baseline_text, read_baseline  # noqa: PLC0415
+    return read_baseline(path)
 
-        baseline = baseline_of(report, path, read_baseline(path) if os.path.exists(path) else Baseline())
-        write_text(os.path.realpath(path), baseline_text(baseline, path))  # what a link leads to, not the link
-        return baseline
+
+def _written(report: Report, path: str) -> Baseline:
+    from bncheck.config.baseline_file import baseline_text  # noqa: PLC0415
+    from bncheck.core.baseline import Baseline  # noqa: PLC0415
+    from bncheck.excusing import baseline_of  # noqa: PLC0415
+
+    baseline = baseline_of(report, path, _read(path) if os.path.exists(path) else Baseline())
+    write_text(os.path.realpath(path), baseline_text(baseline, path))  # what a link leads to, not the link
+    return baseline

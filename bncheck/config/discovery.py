@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 
 NAMES = ("bncheck.yaml", "bncheck.yml", "pyproject.toml")
 TABLE = ("tool", "bncheck")
 """Where pyproject.toml keeps it."""
+_MAY_SAY = re.compile(r"tool[\"']?\s*\.\s*[\"']?bncheck|^\s*\[\s*[\"']?tool[\"']?\s*\]|^\s*tool\s*=", re.MULTILINE)
 
 
 def find_config(start: str = ".") -> str | None:
@@ -52,8 +54,8 @@ def _has_table(path: str) -> bool:
             text = file.read()
     except (OSError, UnicodeDecodeError):
         return False  # it is another tool's file, and not ours to complain of
-    # Most projects have a pyproject.toml that says nothing to us: it is parsed only where our name stands in it.
-    if TABLE[-1] not in text:
+    # Most projects have a pyproject.toml that says nothing to us: it is parsed only where it may.
+    if not _MAY_SAY.search(text):
         return False
     from bncheck.config.nodes import parse_toml  # noqa: PLC0415 - a run without a config needs no parser
 
