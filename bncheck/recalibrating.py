@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bncheck.core.checkpoint import Checkpoint
 from bncheck.core.errors import BadModel, BadUsage
-from bncheck.core.estimate import Estimate, Method
+from bncheck.core.estimate import Estimate
+from bncheck.core.estimation_method import Method
 from bncheck.core.layers import Averaging, Momentum
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
 from bncheck.core.recalibration import Choice, FileChoice, Metric, Recalibrated, Written

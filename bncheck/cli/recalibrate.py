@@ -31,12 +31,9 @@ from bncheck.cli.run_options import (
 )
 from bncheck.core.choices import Choices
 from bncheck.core.errors import BadUsage
-from bncheck.core.estimate import Method
+from bncheck.core.estimation_method import Method
 from bncheck.core.finding import ExitCode
-from bncheck.core.recalibration import Choice, FileChoice
 from bncheck.report.json import to_json
-from bncheck.report.recalibrated import recalibrated_lines
-from bncheck.report.recalibration_document import recalibration_document
 
 
 class RecalibrationFormat(enum.StrEnum):
@@ -139,6 +136,10 @@ def recalibrate(
 
     Exit codes: 0 done, 1 the metric fell and improvement was required, 2 it could not be done.
     """
+    from bncheck.core.recalibration import Choice, FileChoice  # noqa: PLC0415 - other commands start without
+    from bncheck.report.recalibrated import recalibrated_lines  # noqa: PLC0415
+    from bncheck.report.recalibration_document import recalibration_document  # noqa: PLC0415
+
     if output is None and not dry_run:
         raise BadUsage("say where the copy goes (-o fixed.pt), or --dry-run")
     if require_improvement and evaluate is None and eval_data is None:

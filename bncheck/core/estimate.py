@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from bncheck.core.estimation_method import Method
 from bncheck.core.layers import Float64Array
 from bncheck.core.moments import Drift, PopulationMoments, drift
-
-
-class Method(enum.StrEnum):
-    """How the population is estimated."""
-
-    EXACT = "exact"
-    """The fixed point in eval mode: each layer stores the moments of its own input."""
-    ONLINE = "online"
-    """One sweep: a layer's moments are those of what was seen up to then."""
-    BATCH = "batch"
-    """Each layer normalises with the moments of its batch, as in training; what is stored is pooled over all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bncheck.core.estimate import Estimate, Method
+from bncheck.core.estimate import Estimate
+from bncheck.core.estimation_method import Method
 from bncheck.core.run_options import RunOptions
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bncheck.core.errors import BadData, OutOfMemory
-from bncheck.core.estimate import Estimate, Method, Settling
+from bncheck.core.estimate import Estimate, Settling
+from bncheck.core.estimation_method import Method
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
 from bncheck.recalibration.calibration_set import placed, regrouped, size_in_bytes
 from bncheck.recalibration.feed import Feed

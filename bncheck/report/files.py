@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 
 from bncheck.core.errors import CannotWrite
 
@@ -15,6 +14,8 @@ def write_text(path: str, text: str) -> None:
     Raises:
         CannotWrite: the folder is missing, full, or not to be written to.
     """
+    import tempfile  # noqa: PLC0415 - most audits write no file
+
     folder, name = os.path.split(os.path.abspath(path))
     held: str | None = None
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from bncheck.core.estimate import Estimate, LayerEstimate, Method, moved_by
+from bncheck.core.estimate import Estimate, LayerEstimate, moved_by
+from bncheck.core.estimation_method import Method
 from bncheck.core.limits import Limits
 from bncheck.core.moments import Drift
 from bncheck.core.recalibration import Recalibrated

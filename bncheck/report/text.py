@@ -12,7 +12,7 @@ from bncheck.report.measured import drifted, measured_lines
 from bncheck.report.printable import counted, number, printable, shortened
 from bncheck.report.styled import Line, Span
 from bncheck.report.summary_table import table_lines
-from bncheck.report.verdict import Numbers, told
+from bncheck.report.verdict_words import Numbers, told
 
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTICE: "bold cyan"}
 _VERDICT_STYLES = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from bncheck.core.estimate import Method
+from bncheck.core.estimation_method import Method
 from bncheck.recalibration.schedule import Plan, estimate
 from bncheck.runtime.batches import Batch, forward
 from bncheck.runtime.norm_watch import running_means, running_variances

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from bncheck.core.errors import BadData, BadModel, UserCodeFailed
-from bncheck.core.estimate import Estimate, Method
+from bncheck.core.estimate import Estimate
+from bncheck.core.estimation_method import Method
 from bncheck.recalibration.schedule import Plan, estimate
 from bncheck.runtime.batches import Batch, forward
 from bncheck.runtime.norm_watch import running_means, running_variances
