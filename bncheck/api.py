@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeGuard
 from bncheck.auditing import Settings, audit_module, audit_paths, select_rules
 from bncheck.catalogue import RULES
 from bncheck.core.checkpoint import Stage
+from bncheck.core.code_prefixes import ALL
 from bncheck.core.errors import BadUsage
 from bncheck.core.finding import Report, Severity
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
@@ -145,7 +146,7 @@ def audit(
 
 def _prefixes(fail_if_not_checked: bool | Sequence[str]) -> tuple[str, ...]:
     if isinstance(fail_if_not_checked, bool):
-        return ("ALL",) if fail_if_not_checked else ()
+        return (ALL,) if fail_if_not_checked else ()
     return tuple(fail_if_not_checked)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bncheck.catalogue import RULES
 from bncheck.core.checkpoint import Checkpoint, Stage
 from bncheck.core.choices import Choices, StageChoice
+from bncheck.core.code_prefixes import begins
 from bncheck.core.errors import BadConfig, BadUsage, BncheckError, NoModel, UnsupportedFile, UserCodeFailed
 from bncheck.core.finding import Failure, Finding, Report, Severity, Subject
 from bncheck.core.limits import DEFAULT_LIMITS, Limits
@@ -270,13 +271,9 @@ def select_rules(select: Sequence[str], ignore: Sequence[str]) -> tuple[Rule, ..
         BadUsage: a prefix matches no rule.
     """
     for prefix in (*select, *ignore):
-        if prefix != "ALL" and not any(rule.id.startswith(prefix) for rule in RULES):
+        if not any(begins(rule.id, (prefix,)) for rule in RULES):
             raise BadUsage(f"no rule starts with {prefix!r}; `bncheck rules` lists them")
-    return tuple(rule for rule in RULES if (not select or _matches(rule, select)) and not _matches(rule, ignore))
-
-
-def _matches(rule: Rule, prefixes: Sequence[str]) -> bool:
-    return any(prefix == "ALL" or rule.id.startswith(prefix) for prefix in prefixes)
+    return tuple(rule for rule in RULES if (not select or begins(rule.id, select)) and not begins(rule.id, ignore))
 
 
 @dataclass(frozen=True, slots=True)

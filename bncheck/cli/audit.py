@@ -30,6 +30,7 @@ from bncheck.cli.run_options import (
     model_arguments,
 )
 from bncheck.core.choices import Choices, FailOn, StageChoice
+from bncheck.core.code_prefixes import ALL
 from bncheck.gate import Gate
 from bncheck.report.formats import FORMATS, ReportFormat, format_named
 
@@ -143,7 +144,7 @@ def audit(
         found,
         said,
         fail_on=fail_on,
-        must_check=("ALL",) if fail_if_not_checked else None,
+        must_check=(ALL,) if fail_if_not_checked else None,
         baseline=baseline,
         write_baseline=write_baseline,
         jobs=jobs,

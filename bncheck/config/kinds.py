@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import difflib
 import enum
 import math
 import re
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from bncheck.config.nodes import Node
+from bncheck.core.code_prefixes import ALL, begins
+from bncheck.core.nearest import closest
 
 Schema = dict[str, object]
 """A JSON Schema."""
@@ -33,9 +34,9 @@ class Kind:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of a message about a name that is none: the valid one it comes closest to, else all of them."""
     names = sorted(map(str, valid))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    close = closest(name, names)
+    if close is not None:
+        return f"did you mean {close!r}?"
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names[:_LISTED])}{more}"
 
@@ -150,12 +151,12 @@ def prefix_of(codes: Iterable[str]) -> Kind:
 
     def read(node: Node) -> str:
         value = node.value
-        if not isinstance(value, str) or not (value == "ALL" or (value and any(c.startswith(value) for c in valid))):
+        if not isinstance(value, str) or not (value and any(begins(code, (value,)) for code in valid)):
             raise node.wrong(f"{_shown(node)} begins no rule's code; {nearest(str(value), valid)}")
         return value
 
     prefixes = sorted({code[:length] for code in valid for length in range(1, len(code) + 1)})
-    return Kind(read, {"enum": ["ALL", *prefixes]})
+    return Kind(read, {"enum": [ALL, *prefixes]})
 
 
 def mapping_of(keys: Mapping[str, Kind], what: str) -> Kind:

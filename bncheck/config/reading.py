@@ -14,6 +14,7 @@ from bncheck.config.keys import PATHS, Key, choice_keys, run_keys, suppression_k
 from bncheck.config.kinds import known_items
 from bncheck.config.nodes import Node, parse_json, parse_toml, parse_yaml
 from bncheck.core.choices import Choices, FailOn
+from bncheck.core.code_prefixes import ALL
 from bncheck.core.errors import BadConfig
 from bncheck.core.finding import Severity
 from bncheck.core.limits import Limits
@@ -215,7 +216,7 @@ def _must_check(value: object) -> tuple[str, ...] | None:
         case None:
             return None
         case bool():
-            return ("ALL",) if value else ()
+            return (ALL,) if value else ()
     return cast("tuple[str, ...]", value)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bncheck.core.checkpoint import Checkpoint
+from bncheck.core.code_prefixes import begins
 from bncheck.core.errors import FindingsFound
 from bncheck.core.layer_drift import LayerDrift
 from bncheck.core.measurement import Measurements
@@ -256,7 +257,7 @@ class Report:
 
     def must_be_checked(self, rule: str) -> bool:
         """Whether a rule that could not tell makes the run incomplete."""
-        return any(prefix == "ALL" or rule.startswith(prefix) for prefix in self.must_check)
+        return begins(rule, self.must_check)
 
     @property
     def unchecked(self) -> tuple[tuple[Subject, NotChecked], ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 from collections.abc import Sequence
 from typing import assert_never
 
 from bncheck.core.errors import BadUsage
+from bncheck.core.nearest import closest
 from bncheck.core.rule import Rule
 from bncheck.report.document import Document
 from bncheck.report.json import to_json
@@ -38,8 +38,8 @@ def format_named(name: str) -> ReportFormat:
     names = [known.value for known in ReportFormat]
     if name in names:
         return ReportFormat(name)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are {FORMATS}"
+    near = closest(name.lower(), names)
+    hint = f"did you mean {near}?" if near is not None else f"there are {FORMATS}"
     raise BadUsage(f"no format is called {name!r}; {hint}")
 
 
